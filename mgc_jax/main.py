@@ -1,0 +1,50 @@
+"""Train a genre classifier, evaluate its best epoch on the test split, and write a report.
+
+    python -m mgc_jax.main --config=configs/densenet.py --workdir=runs/densenet
+    python -m mgc_jax.main --config=configs/densenet.py --workdir=runs/densenet --mode=eval
+
+The same command goes on where an interrupted run stopped. Any config key can be given:
+--config.batch_size=64. With no flags it trains on the embedded demo data.
+"""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_flags
+
+from mgc_jax import cli
+
+# Imports at the top stay light: the demo's worker processes import this module again.
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/demo.py", "Config of the run.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of checkpoints, logs and report; default: runs/<name of the config>."
+)
+_MODE = flags.DEFINE_enum(
+    "mode",
+    "train",
+    ["train", "eval"],
+    "train (or go on), evaluate, report; or evaluate and report only.",
+)
+
+
+def main(argv: list[str]) -> None:
+    cli.reject_arguments(argv)
+    from mgc_jax import run
+
+    config = _CONFIG.value
+    workdir = Path(_WORKDIR.value or os.path.join("runs", _run_name()))
+    command = shlex.join(["python", "-m", "mgc_jax.main", *sys.argv[1:]])
+    run.run(config, workdir, training=_MODE.value == "train", command=command)
+
+
+def _run_name() -> str:
+    """`configs/demo.py:densenet` gives `demo-densenet`."""
+    path, _, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    return "-".join([Path(path).stem, *filter(None, [argument])])
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

@@ -1,0 +1,47 @@
+"""The networks, by name."""
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+
+from mgc_jax.errors import InputError
+from mgc_jax.models.baseline_a_2d import BaselineA2D
+from mgc_jax.models.densenet import DenseNet121
+
+MODELS = {"baseline_a_2d": BaselineA2D, "densenet": DenseNet121}
+
+
+def create_model(name: str, num_classes: int = 8, **overrides) -> nn.Module:
+    """Makes a network.
+
+    Args:
+        name: a key of `MODELS`.
+        num_classes: number of logits.
+        **overrides: fields of the network's class, e.g. `dtype`.
+
+    Raises:
+        InputError: unknown name or field.
+    """
+    model = _find(name)
+    unknown = overrides.keys() - model.__dataclass_fields__.keys()
+    if unknown:
+        raise InputError(f"config.model_overrides: {name} has no field {sorted(unknown)[0]!r}")
+    return model(num_classes=num_classes, **overrides)
+
+
+def features_of(name: str) -> tuple[str, ...]:
+    """The inputs of a network, in order: `mel` and/or `waveform`."""
+    return _find(name).features
+
+
+def count_parameters(variables: Mapping) -> int:
+    """Trainable parameters of a network's variables."""
+    import jax
+
+    return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+
+
+def _find(name: str) -> type[nn.Module]:
+    if name not in MODELS:
+        raise InputError(f"config.model={name!r} is unknown: one of {', '.join(MODELS)}")
+    return MODELS[name]

@@ -1,0 +1,47 @@
+"""Baseline A (2D): the first network of Zhang et al., "Improved Music Genre Classification with
+Convolutional Neural Networks", Interspeech 2016.
+
+Every filter of the first layer sees all mel bands at once, so convolutions run over time alone.
+
+| layer | output | parameters |
+|---|---|---|
+| input | 128 x 513 | |
+| conv0 4 frames, norm0, ReLU | 125 x 128 | 262,784 + 256 |
+| max-pool 2 | 62 x 128 | |
+| conv1 4, norm1, ReLU | 59 x 128 | 65,664 + 256 |
+| max-pool 2 | 29 x 128 | |
+| conv2 4, norm2, ReLU | 26 x 256 | 131,328 + 512 |
+| mean and max over time | 512 | |
+| dense 300, ReLU, 150, ReLU, classes | 8 | 153,900 + 45,150 + 1,208 |
+"""
+
+from functools import partial
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from mgc_jax.models.layers import BatchNorm, DenseHead, pool_mean_max
+
+
+class BaselineA2D(nn.Module):
+    """Three convolutions over time, pooled by mean and max, and a dense head."""
+
+    features = ("mel",)
+
+    num_classes: int = 8
+    dtype: jnp.dtype = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, mel, train: bool):
+        """`mel` `[batch, frames, mels] float32` in [-1, 1] to logits `[batch, classes] float32`."""
+        norm = partial(
+            BatchNorm, use_running_average=not train, dtype=self.dtype, axis_name=self.axis_name
+        )
+        x = mel
+        for i, channels in enumerate((128, 128, 256)):
+            x = nn.Conv(channels, (4,), padding="VALID", dtype=self.dtype, name=f"conv{i}")(x)
+            x = nn.relu(norm(name=f"norm{i}")(x))
+            if i < 2:
+                x = nn.max_pool(x, (2,), strides=(2,))
+        return DenseHead((300, 150), self.num_classes, self.dtype, name="head")(pool_mean_max(x))

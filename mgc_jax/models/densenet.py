@@ -1,0 +1,123 @@
+"""DenseNet-121 on a one-channel picture: Huang et al., "Densely Connected Convolutional Networks",
+CVPR 2017.
+
+Layers, their order and their names are torchvision's `densenet121`, so that its weights convert one
+for one.
+
+| layer | output | parameters |
+|---|---|---|
+| input | 128 x 513 x 1 | |
+| conv0 7x7 stride 2, norm0, ReLU | 64 x 257 x 64 | 3,136 + 128 |
+| pool0: max-pool 3x3 stride 2 | 32 x 129 x 64 | |
+| denseblock1, 6 layers | 32 x 129 x 256 | 335,040 |
+| transition1 | 16 x 64 x 128 | 33,280 |
+| denseblock2, 12 layers | 16 x 64 x 512 | 919,680 |
+| transition2 | 8 x 32 x 256 | 132,096 |
+| denseblock3, 24 layers | 8 x 32 x 1024 | 2,837,760 |
+| transition3 | 4 x 16 x 512 | 526,336 |
+| denseblock4, 16 layers | 4 x 16 x 1024 | 2,158,080 |
+| norm5, ReLU, mean over the picture | 1024 | 2,048 |
+| classifier | 8 | 8,200 |
+
+A dense layer is norm1, ReLU, conv1 1x1 to 4 x growth, norm2, ReLU, conv2 3x3 to growth,
+concatenated to its input; a transition is norm, ReLU, conv 1x1 to half the channels, 2x2 mean-pool.
+No convolution has a bias.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from mgc_jax.models.layers import BatchNorm
+
+
+class DenseLayer(nn.Module):
+    """`[batch, height, width, c]` to `[batch, height, width, c + growth_rate]`."""
+
+    growth_rate: int
+    bn_size: int
+    conv: Any
+    norm: Any
+
+    @nn.compact
+    def __call__(self, x):
+        y = nn.relu(self.norm(name="norm1")(x))
+        y = self.conv(self.bn_size * self.growth_rate, (1, 1), name="conv1")(y)
+        y = nn.relu(self.norm(name="norm2")(y))
+        y = self.conv(self.growth_rate, (3, 3), padding=1, name="conv2")(y)
+        return jnp.concatenate([x, y], axis=-1)
+
+
+class Transition(nn.Module):
+    """Halves height, width and channels."""
+
+    conv: Any
+    norm: Any
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(self.norm(name="norm")(x))
+        x = self.conv(x.shape[-1] // 2, (1, 1), name="conv")(x)
+        return nn.avg_pool(x, (2, 2), strides=(2, 2))
+
+
+class DenseNetFeatures(nn.Module):
+    """DenseNet without its classifier: `[batch, height, width, 1]` to `[batch, channels]`."""
+
+    growth_rate: int = 32
+    block_sizes: Sequence[int] = (6, 12, 24, 16)
+    bn_size: int = 4
+    initial_features: int = 64
+    dtype: jnp.dtype = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        conv = partial(
+            nn.Conv, use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.he_normal()
+        )
+        norm = partial(
+            BatchNorm, use_running_average=not train, dtype=self.dtype, axis_name=self.axis_name
+        )
+        x = conv(self.initial_features, (7, 7), strides=2, padding=3, name="conv0")(x)
+        x = nn.relu(norm(name="norm0")(x))
+        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        for i, size in enumerate(self.block_sizes, start=1):
+            for j in range(1, size + 1):
+                name = f"denseblock{i}_denselayer{j}"
+                x = DenseLayer(self.growth_rate, self.bn_size, conv, norm, name=name)(x)
+            if i < len(self.block_sizes):
+                x = Transition(conv, norm, name=f"transition{i}")(x)
+        return nn.relu(norm(name="norm5")(x)).mean(axis=(1, 2))
+
+
+class DenseNet121(nn.Module):
+    """DenseNet-121 over the log-mel as a one-channel picture."""
+
+    features = ("mel",)
+
+    num_classes: int = 8
+    growth_rate: int = 32
+    block_sizes: Sequence[int] = (6, 12, 24, 16)
+    bn_size: int = 4
+    initial_features: int = 64
+    dtype: jnp.dtype = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, mel, train: bool):
+        """`mel` `[batch, frames, mels] float32` in [-1, 1] to logits `[batch, classes] float32`."""
+        x = DenseNetFeatures(
+            self.growth_rate,
+            self.block_sizes,
+            self.bn_size,
+            self.initial_features,
+            self.dtype,
+            self.axis_name,
+            name="features",
+        )(mel[..., None], train)
+        x = nn.Dense(self.num_classes, dtype=self.dtype, name="classifier")(x)
+        return x.astype(jnp.float32)

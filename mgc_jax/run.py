@@ -1,0 +1,208 @@
+"""One run from a config to a report: claim the workdir, open the data, train, evaluate, report."""
+
+import csv
+import datetime
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from mgc_jax import cli, features, models, parallel, report, train
+from mgc_jax.checkpoints import Checkpoints
+from mgc_jax.errors import InputError
+from mgc_jax.evaluate import predict_split, write_evaluation
+from mgc_jax.input_pipeline import ClipDataset, dataset_path, open_dataset
+from mgc_jax.run_log import total_seconds
+
+# A data set may move between two starts of a run.
+_MAY_DIFFER = {"data_dir"}
+_PACKAGES = (
+    "mgc_jax",
+    "jax",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "tensorflow-datasets",
+    "soundfile",
+    "soxr",
+    "numpy",
+)
+
+
+def run(config: ConfigDict, workdir: Path, *, training: bool, command: str) -> None:
+    """Trains (or goes on), evaluates the best epoch on `test` and writes the report.
+
+    Args:
+        config: as in `configs/default.py`.
+        workdir: made if missing; it belongs to this config from then on.
+        training: False evaluates and reports only.
+        command: shown in the report.
+
+    Raises:
+        InputError: another config's workdir, no data, no checkpoint, ...
+    """
+    feature_names = models.features_of(config.model)
+    _claim_workdir(workdir, config, new=training)
+    _make_demo_if_missing(config, feature_names)
+    dataset = open_dataset(config, feature_names)
+    _check_genres(workdir, dataset.genres)
+    parameters = _announce(config, workdir, dataset)
+    page = workdir / "report" / "index.html"
+    with Checkpoints(workdir) as checkpoints:
+        complete = checkpoints.epochs_done == config.num_epochs and page.exists()
+    if training and complete:
+        cli.log.info(
+            "this run is complete: %d epochs; --mode=eval evaluates it again", config.num_epochs
+        )
+        _summarise(workdir, json.loads((workdir / "report" / "metrics.json").read_text()))
+        return
+    if training:
+        train.train(config, workdir, dataset)
+    scores = _evaluate(config, workdir, dataset)
+    report.write_report(
+        workdir,
+        examples=_examples(dataset, feature_names[0], config.mel.top_db),
+        data=_describe_data(config, dataset),
+        run={
+            "command": command,
+            "devices": parallel.describe_devices(),
+            "parameters": parameters,
+            "seconds": total_seconds(workdir),
+            "versions": {"python": platform.python_version()}
+            | {name: version(name) for name in _PACKAGES},
+            "finished": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        },
+    )
+    _summarise(workdir, scores)
+
+
+def _claim_workdir(workdir: Path, config: ConfigDict, *, new: bool) -> None:
+    """Writes `config.json` into a fresh workdir; checks that an old one is this config's."""
+    path = workdir / "config.json"
+    if not path.exists():
+        if not new:
+            raise InputError(f"no run in {workdir} (it has no config.json): train first")
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            path.write_text(config.to_json(indent=2, sort_keys=True))
+        except OSError as error:
+            raise InputError(f"cannot write to --workdir={workdir}: {error.strerror}") from None
+        return
+    if not os.access(workdir, os.W_OK):
+        raise InputError(f"cannot write to --workdir={workdir}: permission denied")
+    stored, wanted = _flatten(json.loads(path.read_text())), _flatten(json.loads(config.to_json()))
+    differences = [
+        f"{key} is {stored.get(key)!r} there, {wanted.get(key)!r} now"
+        for key in sorted(stored.keys() | wanted.keys())
+        if stored.get(key) != wanted.get(key) and key not in _MAY_DIFFER
+    ]
+    if differences:
+        raise InputError(
+            f"{workdir} holds a run of another config: {'; '.join(differences)}. "
+            "Give another --workdir, or the same config"
+        )
+
+
+def _flatten(tree: dict, prefix: str = "") -> dict:
+    """Nested dictionaries to one with dotted keys."""
+    flat = {}
+    for key, value in tree.items():
+        flat |= (
+            _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
+    return flat
+
+
+def _make_demo_if_missing(config: ConfigDict, feature_names: tuple[str, ...]) -> None:
+    """The demo needs nothing from the user, so it is not asked for."""
+    if config.dataset == "demo" and not dataset_path(config, feature_names).exists():
+        from mgc_jax.prepare import prepare
+
+        prepare(config, workers=os.cpu_count())
+
+
+def _check_genres(workdir: Path, genres: list[str]) -> None:
+    path = workdir / "genres.json"
+    if not path.exists():
+        path.write_text(json.dumps(genres, ensure_ascii=False))
+    elif (stored := json.loads(path.read_text())) != genres:
+        raise InputError(
+            f"{workdir} was trained on the genres {stored}, the data set now has {genres}"
+        )
+
+
+def _announce(config: ConfigDict, workdir: Path, dataset: ClipDataset) -> int:
+    """Says what is about to run; returns the number of parameters."""
+    settings = features.ClipSettings.from_config(config)
+    model = train.make_model(config, len(dataset.genres))
+    parameters = models.count_parameters(
+        jax.eval_shape(lambda: train.init_variables(model, settings, config.seed))
+    )
+    sizes = ", ".join(f"{name} {len(split)}" for name, split in dataset.splits.items())
+    cli.log.info("devices   %s", parallel.describe_devices())
+    cli.log.info("network   %s, %s parameters", config.model, f"{parameters:,}")
+    cli.log.info("data      %s: clips %s; %d genres", dataset.path, sizes, len(dataset.genres))
+    cli.log.info("workdir   %s", workdir)
+    return parameters
+
+
+def _evaluate(config: ConfigDict, workdir: Path, dataset: ClipDataset) -> dict:
+    """Scores the best checkpoint on the test split."""
+    model = train.make_model(config, len(dataset.genres))
+    with Checkpoints(workdir) as checkpoints:
+        variables = train.init_variables(
+            model, features.ClipSettings.from_config(config), config.seed
+        )
+        variables = parallel.replicate(checkpoints.restore_best(variables))
+        epoch = checkpoints.best["epoch"]
+    predict_fn = train.compile_predict_step(model)
+    predictions = predict_split(predict_fn, variables, dataset.splits["test"], config.batch_size)
+    return write_evaluation(workdir, predictions, dataset.genres, epoch)
+
+
+def _examples(dataset: ClipDataset, feature: str, top_db: float) -> list[tuple[str, np.ndarray]]:
+    """One test clip of each genre, as the report plots it."""
+    test = dataset.splits["test"]
+    labels, rows = np.unique(test.labels["label"], return_index=True)
+    stored = test.gather(rows)[feature]
+    arrays = features.decode_mel(stored, top_db) if feature == "mel" else stored / np.float32(32768)
+    titles = [
+        f"{dataset.genres[label]} (track {test.labels['track_id'][row]})"
+        for label, row in zip(labels, rows, strict=True)
+    ]
+    return list(zip(titles, arrays, strict=True))
+
+
+def _describe_data(config: ConfigDict, dataset: ClipDataset) -> dict:
+    """What was read, used and skipped when the data set was prepared."""
+    splits = dataset.metadata["splits"]
+    skipped = dataset.path / "skipped.csv"
+    with open(skipped, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {
+        "dataset": config.dataset,
+        "features": " and ".join(models.features_of(config.model)),
+        "splits": splits,
+        "tracks_listed": dataset.metadata["tracks_listed"],
+        "tracks_used": sum(split["tracks"] for split in splits.values()),
+        "skipped": rows,
+        "synthetic": dataset.metadata["synthetic"],
+    }
+
+
+def _summarise(workdir: Path, scores: dict) -> None:
+    for level in ("track", "clip"):
+        s = scores[level]
+        cli.log.info(
+            "test, %-5s level (%d)  top-1 %.3f  F1 %.3f  precision %.3f  recall %.3f  "
+            "accuracy_ovr %.3f",
+            level,
+            s["count"],
+            *(s[name] for name in ("top1", "f1", "precision", "recall", "accuracy_ovr")),
+        )
+    cli.log.info("best epoch %d  report %s", scores["epoch"], workdir / "report" / "index.html")

@@ -1,0 +1,67 @@
+"""A small corpus of synthesised MP3s and its TFRecords, made once a session."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from configs import default
+from mgc_jax.datasets import builders, synth
+from mgc_jax.input_pipeline import open_dataset
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory) -> Path:
+    """24 tracks in FMA's layout, one a genre and split, and one track that is not audio."""
+    root = tmp_path_factory.mktemp("corpus")
+    synth.write_corpus(root, tracks=24, seed=1, workers=2)
+    return root
+
+
+@pytest.fixture(scope="session")
+def prepared(corpus, tmp_path_factory):
+    """The config of the prepared corpus, with both features."""
+    config = default.get_config()
+    config.data_dir = str(tmp_path_factory.mktemp("tfrecords"))
+    config.model = "baseline_a_2d"
+    builder = builders.make_builder(
+        config, ("mel", "waveform"), audio_dir=corpus / "fma_small", workers=2
+    )
+    builder.download_and_prepare()
+    return config
+
+
+@pytest.fixture
+def config(prepared):
+    """A copy of the prepared corpus's config that a test may change; trains in seconds."""
+    config = prepared.copy_and_resolve_references()
+    config.batch_size = 8
+    config.num_epochs = 2
+    config.learning_rate = 1e-3
+    return config
+
+
+@pytest.fixture(scope="session")
+def dataset(prepared):
+    """The prepared corpus, opened with both features."""
+    return open_dataset(prepared, ("mel", "waveform"))
+
+
+@pytest.fixture
+def own_data(config, tmp_path):
+    """The config with a copy of its data that a test may damage."""
+    shutil.copytree(config.data_dir, tmp_path / "tfrecords")
+    config.data_dir = str(tmp_path / "tfrecords")
+    return config
+
+
+def write_audio(path: Path, seconds: float, rate: int = 44100, channels: int = 2, seed: int = 0):
+    """Writes decaying noise bursts over a chord: broadband, with silence and transients."""
+    rng = np.random.default_rng(seed)
+    t = np.arange(round(seconds * rate)) / rate
+    chord = sum(np.sin(2 * np.pi * f * t) for f in (110, 277.2, 659.3)) / 6
+    bursts = rng.normal(size=(len(t), channels)) * np.exp(-8 * (t % 0.5))[:, None] * 0.2
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, (chord[:, None] + bursts).astype(np.float32), rate)

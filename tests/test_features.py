@@ -1,0 +1,84 @@
+"""Log-mel and storage forms, against librosa."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import librosa
+import numpy as np
+import pytest
+
+from configs import default
+from mgc_jax import features
+from mgc_jax.errors import InputError
+
+SETTINGS = features.ClipSettings.from_config(default.get_config())
+
+
+def librosa_mel(clip, s):
+    power = librosa.feature.melspectrogram(
+        y=clip, sr=s.sample_rate, n_fft=s.n_fft, hop_length=s.hop_length, n_mels=s.n_mels, power=2
+    )
+    return librosa.power_to_db(power[:, : s.frames].T, ref=np.max, top_db=s.top_db)
+
+
+def music_like_clip(seed=0):
+    rng = np.random.default_rng(seed)
+    t = np.arange(SETTINGS.clip_samples) / SETTINGS.sample_rate
+    tone = np.sin(2 * np.pi * (220 + 40 * t) * t) * 0.4
+    noise = rng.normal(size=len(t)) * 0.1 * (t % 1 < 0.1)
+    return (tone + noise).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "sample_rate,n_fft,n_mels", [(16000, 2048, 513), (22050, 1024, 64), (1600, 512, 20)]
+)
+def test_filterbank_equals_librosa(sample_rate, n_fft, n_mels):
+    np.testing.assert_allclose(
+        features.mel_filterbank(sample_rate, n_fft, n_mels),
+        librosa.filters.mel(sr=sample_rate, n_fft=n_fft, n_mels=n_mels),
+        atol=1e-8,
+    )
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"n_mels": 128, "frames": 513, "hop_length": 312}, {"top_db": 60.0}]
+)
+def test_log_mel_equals_librosa(changes):
+    settings = dataclasses.replace(SETTINGS, **changes)
+    clip = music_like_clip()
+    found = features.LogMel(settings)(clip)
+    assert found.shape == (settings.frames, settings.n_mels) and found.dtype == np.float32
+    np.testing.assert_allclose(found, librosa_mel(clip, settings), atol=0.01)
+    assert found.max() == 0 and found.min() >= -settings.top_db
+
+
+def test_silence_is_zero_db_as_in_librosa():
+    silence = np.zeros(SETTINGS.clip_samples, np.float32)
+    assert (librosa_mel(silence, SETTINGS) == 0).all()
+    assert (features.LogMel(SETTINGS)(silence) == 0).all()
+
+
+def test_stored_mel_is_within_0_16_db():
+    expected = librosa_mel(music_like_clip(1), SETTINGS)
+    stored = features.encode_mel(features.LogMel(SETTINGS)(music_like_clip(1)), 80.0)
+    assert stored.dtype == np.uint8 and stored.max() == 255
+    assert np.abs(features.decode_mel(stored, 80.0) - expected).max() < 0.16
+
+
+def test_stored_waveform_clips_overshoot():
+    stored = features.encode_waveform(np.array([-2, -1, -0.5, 0, 0.5, 1, 2], np.float32))
+    assert stored.tolist() == [-32768, -32768, -16384, 0, 16384, 32767, 32767]
+
+
+@pytest.mark.parametrize("numbers", [np, jnp])
+def test_network_inputs(numbers):
+    mel = features.to_network_input("mel", numbers.array([0, 51, 255], dtype="uint8"))
+    np.testing.assert_allclose(mel, [-1, -0.6, 1], atol=1e-6)
+    waveform = features.to_network_input("waveform", numbers.array([-32768, 16384], dtype="int16"))
+    np.testing.assert_allclose(waveform, [-1, 0.5])
+    assert mel.dtype == waveform.dtype == np.float32
+
+
+def test_too_many_frames():
+    with pytest.raises(InputError, match="mel.frames=513.*129 frames at mel.hop_length=1250"):
+        dataclasses.replace(SETTINGS, frames=513)

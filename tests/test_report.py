@@ -1,0 +1,330 @@
+"""The report page: what it shows, what it escapes, and what it says when an input is missing."""
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mgc_jax import report
+
+GENRES = ["Rock", "R&B <x>", r"Pop $\frac$"]
+CONFUSION = {"clip": [[21, 7, 2], [4, 26, 0], [0, 0, 0]], "track": [[8, 2, 0], [1, 9, 0], [0] * 3]}
+LOG = [
+    {"kind": "train", "epoch": 1, "step": 4, "loss": 1.9, "top1": 0.31, "seconds": 3.1},
+    {"kind": "validation", "epoch": 1, "step": 4, "loss": 1.8, "top1": 0.35, "f1": 0.33},
+    {"kind": "note", "text": "something else"},
+    {"kind": "train", "epoch": 2, "step": 8, "loss": float("nan"), "top1": 0.4},
+    {"kind": "validation", "epoch": 2, "step": 8, "loss": 1.7, "top1": 0.41, "f1": None},
+]
+
+
+def _level(name: str, start: float) -> dict:
+    scores = {key: start + 0.0101 * i for i, key in enumerate(report.SCORES)}
+    per_class = {
+        genre: {"precision": start / (i + 2), "recall": start / (i + 3), "f1": 0.0, "support": i}
+        for i, genre in enumerate(GENRES)
+    }
+    count = int(np.sum(CONFUSION[name]))
+    return scores | {"count": count, "confusion_matrix": CONFUSION[name], "per_class": per_class}
+
+
+@pytest.fixture
+def workdir(tmp_path: Path) -> Path:
+    config = {
+        "dataset": "fma_small",
+        "model": "fusionnet",
+        "note": "<script>alert(1)</script>",
+        "audio": {"sample_rate": 16000, "clip_seconds": 3.0},
+        "mel": {"n_fft": 1024, "hop_length": 512, "n_mels": 32, "frames": 64, "top_db": 80.0},
+    }
+    metrics = {"split": "test", "epoch": 2}
+    metrics |= {"clip": _level("clip", 0.5234), "track": _level("track", 0.6345)}
+    (tmp_path / "report").mkdir()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "genres.json").write_text(json.dumps(GENRES))
+    (tmp_path / "report" / "metrics.json").write_text(json.dumps(metrics))
+    _write_log(tmp_path, LOG)
+    return tmp_path
+
+
+@pytest.fixture
+def no_pictures(monkeypatch) -> None:
+    """Skips the drawing, most of the time a report takes, where only the text is looked at."""
+    monkeypatch.setattr(report, "_png", lambda figure: b"no picture")
+
+
+def _write_log(workdir: Path, rows: list[dict]) -> None:
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _examples() -> list[tuple[str, np.ndarray]]:
+    rng = np.random.default_rng(0)
+    return [
+        ("a log-mel of $ome & <b>", rng.uniform(-80, 0, (64, 32)).astype(np.float32)),
+        ("a waveform", rng.uniform(-1, 1, 16000).astype(np.float32)),
+    ]
+
+
+def _data(**changes) -> dict:
+    splits = {"train": {"tracks": 6394, "clips": 63940}, "test": {"tracks": 20, "clips": 60}}
+    used = {"dataset": "fma_small", "features": "mel", "splits": splits, "synthetic": False}
+    return used | {"tracks_listed": 6416, "tracks_used": 6414, "skipped": []} | changes
+
+
+def _write(workdir: Path, **changes) -> str:
+    run = {
+        "command": "train --workdir <here>",
+        "devices": "1 x cpu",
+        "parameters": 661058,
+        "seconds": 3723.4,
+        "versions": {"jax": "0.10.2"},
+        "finished": "2026-01-01 12:00 UTC",
+    }
+    path = report.write_report(workdir, examples=_examples(), data=_data(**changes), run=run)
+    assert path == workdir / "report" / "index.html"
+    return path.read_text(encoding="utf-8")
+
+
+class _Reader(HTMLParser):
+    """Collects table rows as text, links and sources, and every element's name."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.rows, self.links, self.tags, self.alts = [], [], [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href", "srcset")]
+        self.alts += [value for name, value in attrs if name == "alt"]
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_data(self, data):
+        if self.tags and self.tags[-1] in ("td", "th") and self.rows and self.rows[-1]:
+            self.rows[-1][-1] += data.strip("\n")
+
+
+def _tick_labels(axes) -> list[str]:
+    return [label.get_text() for label in axes.get_xticklabels()]
+
+
+def test_page_is_self_contained(workdir):
+    page = _write(workdir)
+    links = _Reader(page).links
+    assert len(links) == 3
+    assert all(link.startswith("data:image/png;base64,") for link in links)
+    assert not re.search(r"https?://|url\(|@import", page)
+
+
+def test_page_shows_the_numbers_of_metrics_json(no_pictures, workdir):
+    page = _write(workdir)
+    metrics = json.loads((workdir / "report" / "metrics.json").read_text())
+    rows = _Reader(page).rows
+    for key, name in report.SCORES.items():
+        assert [name, f"{metrics['track'][key]:.3f}", f"{metrics['clip'][key]:.3f}"] in rows
+    for genre in GENRES:
+        of = metrics["track"]["per_class"][genre]
+        scores = [f"{of[key]:.3f}" for key in ("precision", "recall", "f1")]
+        assert [genre, *scores, str(of["support"])] in rows
+    cards = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page)
+    shown = ("top1", "f1", "f1_macro", "precision", "recall")
+    assert [value for _, value in cards] == [f"{metrics['track'][key]:.3f}" for key in shown]
+    assert "top-1 of 0.500 per track" in page  # ten of the twenty tracks are of either genre
+
+
+def test_published_row_stands_beside_this_run(no_pictures, workdir):
+    page = _write(workdir, dataset="fma_medium")
+    rows = _Reader(page).rows
+    assert ["Published, FMA small (test)", "0.553", "0.888", "0.548", "0.557"] in rows
+    assert ["This run, tracks (test)", "0.645", "0.685", "0.665", "0.675"] in rows
+    assert "on fma_medium, not on FMA small" in page
+    assert "not on FMA small" not in _write(workdir)
+
+
+def test_unknown_network_has_no_published_row(no_pictures, workdir):
+    config = json.loads((workdir / "config.json").read_text()) | {"model": "my<net>"}
+    (workdir / "config.json").write_text(json.dumps(config))
+    page = _write(workdir)
+    assert "The source published no scores for my&lt;net&gt;." in page
+
+
+def test_text_from_data_is_escaped(workdir):
+    skipped = [{"track_id": 1, "path": "<img src=x>.mp3", "reason": "a & b"}]
+    page = _write(workdir, dataset="<b>mine", skipped=skipped)
+    assert "R&amp;B &lt;x&gt;" in page
+    assert "R&B <x>" not in page
+    tags = set(_Reader(page).tags)
+    assert not tags & {"x", "script", "here"}
+    assert page.count("<img") == 3
+    assert "<b>mine" not in page
+
+
+def test_skipped_tracks_are_listed_with_reasons(no_pictures, workdir):
+    skipped = [
+        {"track_id": 98565 + i, "path": f"098/{98565 + i}.mp3", "reason": f"too short: {i} s"}
+        for i in range(63)
+    ]
+    page = _write(workdir, skipped=skipped)
+    rows = _Reader(page).rows
+    assert ["98614", "098/98614.mp3", "too short: 49 s"] in rows
+    assert "too short: 50 s" not in page
+    assert "and 13 more, see skipped.csv" in page
+    assert "6,416 tracks listed, 6,414 used, 63 skipped" in page
+    assert ["all", "6,414", "64,000"] in rows
+    assert "more, see skipped.csv" not in _write(workdir, skipped=skipped[:50])
+
+
+def test_run_section_tells_how_it_was_made(no_pictures, workdir):
+    page = _write(workdir)
+    rows = _Reader(page).rows
+    assert ["Parameters", "661,058"] in rows
+    assert ["Time taken (h:min:s)", "1:02:03"] in rows
+    assert ["Versions", "jax 0.10.2"] in rows
+    assert "train --workdir &lt;here&gt;" in page
+    assert "&quot;hop_length&quot;: 512" in page
+
+
+@pytest.mark.parametrize("synthetic", [True, False])
+def test_notice_only_on_synthesised_music(no_pictures, workdir, synthetic):
+    page = _write(workdir, synthetic=synthetic)
+    assert ("say nothing about real music" in page) is synthetic
+    assert ("demo on synthesised music" in page) is synthetic
+    if synthetic:
+        assert page.index("say nothing about real music") < page.index("<h2>")
+
+
+def test_pictures_are_written_and_embedded(workdir):
+    page = _write(workdir)
+    for name in ("confusion_matrix", "training_curves", "spectrograms"):
+        with Image.open(workdir / "report" / f"{name}.png") as picture:
+            picture.load()
+            assert picture.width > 700 and picture.height > 350
+            assert len(picture.convert("L").getcolors()) > 30  # not a blank sheet
+    assert all(len(alt) > 20 for alt in _Reader(page).alts)
+    left = sorted(path.name for path in (workdir / "report").iterdir())
+    assert left == [
+        "confusion_matrix.png",
+        "index.html",
+        "metrics.json",
+        "spectrograms.png",
+        "training_curves.png",
+    ]
+
+
+def test_confusion_figure_writes_counts_and_colours_shares():
+    metrics = {name: _level(name, 0.5) for name in CONFUSION}
+    track, clip = report.confusion_figure(metrics, GENRES).axes[:2]
+    counts = [str(count) for row in CONFUSION["track"] for count in row]
+    assert [text.get_text() for text in track.texts] == counts
+    shares = clip.images[0].get_array()
+    np.testing.assert_allclose(shares, [[0.7, 7 / 30, 2 / 30], [4 / 30, 26 / 30, 0], [0, 0, 0]])
+    assert track.get_title() == "Tracks (n = 20)"
+    assert _tick_labels(track) == GENRES
+
+
+def test_confusion_figure_holds_many_long_names():
+    names = [f"A rather long name of genre {i}" for i in range(16)]
+    matrix = np.full((16, 16), 1234).tolist()
+    metrics = {name: {"confusion_matrix": matrix, "count": 9} for name in ("clip", "track")}
+    figure = report.confusion_figure(metrics, names)
+    figure.draw_without_rendering()  # lays it out
+    axes = figure.axes[0]
+    cell = axes.get_window_extent().width / 16
+    assert max(text.get_window_extent().width for text in axes.texts) < cell
+
+
+def test_curves_mark_the_kept_epoch_and_pass_over_gaps():
+    loss, scores = report.curves_figure(LOG, 2).axes
+    lines = {line.get_label(): line for line in (*loss.lines, *scores.lines)}
+    assert list(lines["kept: epoch 2"].get_xdata()) == [2, 2]
+    np.testing.assert_array_equal(lines["train"].get_ydata(), [1.9, np.nan])
+    np.testing.assert_array_equal(lines["validation top-1"].get_ydata(), [0.35, 0.41])
+    np.testing.assert_array_equal(lines["validation F1"].get_ydata(), [0.33, np.nan])
+
+
+@pytest.mark.parametrize("rows", [LOG[:2], [LOG[0], LOG[3]], []], ids=["one", "train", "none"])
+def test_short_logs_still_make_a_report(workdir, rows):
+    _write_log(workdir, rows)
+    _write(workdir)
+    report._png(figure := report.curves_figure(rows, 1))
+    left, right = figure.axes[0].get_xlim()
+    ticks = [tick for tick in figure.axes[0].get_xticks() if left <= tick <= right]
+    assert ticks and all(tick == int(tick) for tick in ticks)
+
+
+def test_a_resumed_epoch_counts_once():
+    again = LOG[0] | {"loss": 1.5}
+    loss = report.curves_figure([LOG[0], again], None).axes[0]
+    assert [list(line.get_ydata()) for line in loss.lines] == [[1.5]]
+
+
+def test_examples_are_drawn_over_seconds():
+    config = {"audio": {"sample_rate": 16000}, "mel": {"hop_length": 512, "top_db": 80.0}}
+    mel, wave = report.examples_figure(_examples(), config).axes[:2]
+    assert mel.images[0].get_extent() == [0, 64 * 512 / 16000, 0, 32]
+    assert mel.images[0].get_clim() == (-80, 0)
+    assert mel.images[0].get_array().shape == (32, 64)
+    assert wave.lines[0].get_xdata()[-1] == pytest.approx(15999 / 16000)
+    with pytest.raises(ValueError, match="shape"):
+        report.examples_figure([("x", np.zeros((1, 2, 3)))], config)
+    report._png(report.examples_figure([], config))
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "genres.json", "metrics.jsonl", "report/metrics.json"]
+)
+def test_missing_and_broken_inputs_are_named(no_pictures, workdir, name):
+    (workdir / name).write_text('{"a": 1}\n{"b": ')
+    with pytest.raises(ValueError, match=re.escape(name) + r".*line 2.*train the run"):
+        _write(workdir)
+    (workdir / name).write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(ValueError, match=re.escape(name) + ".*train the run"):
+        _write(workdir)
+    (workdir / name).unlink()
+    with pytest.raises(FileNotFoundError, match=re.escape(name) + ".*train the run"):
+        _write(workdir)
+    assert not (workdir / "report" / "index.html").exists()
+
+
+def test_incomplete_metrics_are_named(no_pictures, workdir):
+    path = workdir / "report" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    del metrics["track"]["per_class"]["Rock"]["recall"]
+    path.write_text(json.dumps(metrics))
+    with pytest.raises(ValueError, match=r"metrics\.json.*track\.per_class\.Rock\.recall"):
+        _write(workdir)
+    metrics["track"] = metrics["clip"] | {"confusion_matrix": [[1, 2], [3, 4]]}
+    path.write_text(json.dumps(metrics))
+    with pytest.raises(ValueError, match=r"metrics\.json: track\.confusion_matrix"):
+        _write(workdir)
+
+
+def test_a_failure_leaves_the_last_report(no_pictures, workdir):
+    page = _write(workdir)
+    with pytest.raises(KeyError):
+        _write(workdir, splits={"train": {}})
+    assert (workdir / "report" / "index.html").read_text(encoding="utf-8") == page
+
+
+def test_numbers_are_rounded_and_gaps_shown():
+    values = (1234, 0.12345, np.float32(0.5), np.int64(1000), None, float("nan"), "a<b")
+    expected = ["1,234", "0.123", "0.500", "1,000", "–", "–", "a&lt;b"]
+    assert [report._text(value) for value in values] == expected
+
+
+def test_import_needs_no_accelerator_library():
+    code = (
+        "import sys, mgc_jax.report; "
+        "sys.exit(bool({'jax', 'tensorflow', 'matplotlib.pyplot'} & set(sys.modules)))"
+    )
+    root = Path(report.__file__).parents[1]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
