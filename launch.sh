@@ -58,8 +58,8 @@ tpu() {
     shift
   done
   [[ $# -eq 0 ]] || shift
-  local archive command
-  archive=$(mktemp)
+  local command
+  archive=$(mktemp)  # not local: the trap outlives this function
   trap 'rm -f "$archive"' EXIT
   tar --exclude=./.venv --exclude=./.git --exclude=./runs --exclude=./tfrecords --exclude=__pycache__ -czf "$archive" .
   command="mkdir -p mgc_jax && tar -xzf mgc_jax.tar.gz -C mgc_jax && cd mgc_jax && EXTRAS=test,tpu ./launch.sh"

@@ -1,17 +1,29 @@
 """What every command shares: how it starts, logs, shows progress and reports bad input."""
 
+import itertools
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from absl import app, flags
 from absl import logging as absl_logging
+from ml_collections import config_flags
 from tqdm import tqdm
 
 from mgc_jax.errors import InputError
 
 log = logging.getLogger("mgc_jax")
+_CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def define_config() -> flags.FlagHolder:
+    """The flag `--config`, with `--config.key=value` for each key of the config."""
+    return config_flags.DEFINE_config_file(
+        "config", None, "Config file, default configs/demo.py; --config.KEY=VALUE changes a key."
+    )
 
 
 def run(main: Callable[[list[str]], None], usage: str) -> None:
@@ -52,20 +64,36 @@ def reject_arguments(argv: list[str]) -> None:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
+    """Parses flags, the demo's config being the default."""
+    if "config" in flags.FLAGS:
+        config = _config_argument(argv)
+        if config is None:
+            # Not the flag's own default, which ml_collections would load at import.
+            argv = [argv[0], f"--config={_CONFIGS / 'demo.py'}", *argv[1:]]
+        elif not os.path.isfile(path := config.partition(":")[0]):
+            known = ", ".join(sorted(p.stem for p in _CONFIGS.glob("*.py") if p.stem != "__init__"))
+            raise InputError(f"no config file {path!r}; in {_CONFIGS} there are: {known}")
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        # ml_collections answers an unknown key or a missing config file with all of these.
-        raise InputError(_first_line(error) + " (see --help)") from None
+    except (AttributeError, KeyError) as error:
+        raise InputError(
+            f"no such config key: {_one_line(error)}; see configs/default.py"
+        ) from None
+    except (flags.Error, TypeError, ValueError, OSError) as error:
+        raise InputError(f"{_one_line(error)} (see --help)") from None
 
 
-def _first_line(error: Exception) -> str:
-    lines = [
-        line.strip()
-        for line in str(error).strip("'\"").replace("\\n", "\n").splitlines()
-        if line.strip()
-    ]
-    return lines[0] if lines else repr(error)
+def _config_argument(argv: list[str]) -> str | None:
+    for argument, following in itertools.pairwise([*argv, ""]):
+        if match := re.fullmatch("--?config(?:=(.*))?", argument):
+            return following if match[1] is None else match[1]
+    return None
+
+
+def _one_line(error: Exception) -> str:
+    """An error of ml_collections, which may hold a whole traceback, for people."""
+    lines = [line.strip() for line in str(error).strip('"').splitlines() if line.strip()]
+    return lines[-1] if "Traceback" in str(error) else " ".join(lines)
 
 
 def _set_up_logging() -> None:

@@ -18,7 +18,7 @@ from ml_collections import config_flags
 from mgc_jax import cli
 
 # Imports at the top stay light: the demo's worker processes import this module again.
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/demo.py", "Config of the run.")
+_CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of checkpoints, logs and report; default: runs/<name of the config>."
 )

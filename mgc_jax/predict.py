@@ -106,11 +106,11 @@ def find_files(paths: Sequence[str]) -> Iterator[str]:
 def main(argv: list[str]) -> None:
     if not _WORKDIR.value:
         raise InputError("--workdir=... is missing: the folder of a trained run")
+    if missing := [path for path in argv[1:] if not os.path.exists(path)]:
+        raise InputError(f"no such file or folder: {missing[0]}")
     files = list(find_files(argv[1:]))
     if not files:
         raise InputError("no audio files: name files, or folders that hold some")
-    if missing := [path for path in argv[1:] if not os.path.exists(path)]:
-        raise InputError(f"no such file: {missing[0]}")
     predictor = Predictor(_WORKDIR.value)
     failed = 0
     for path in files:

@@ -10,13 +10,10 @@ import contextlib
 import os
 
 from absl import flags
-from ml_collections import config_flags
 
 from mgc_jax import cli
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", "configs/demo.py", "Config of the data set and network."
-)
+_CONFIG = cli.define_config()
 _AUDIO_DIR = flags.DEFINE_string(
     "audio_dir", None, "Folder of audio files; FMA: the one that holds 000/, 001/, ..."
 )

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from configs import default
-from mgc_jax.datasets import builders, synth
+from mgc_jax.datasets import builders, demo
 from mgc_jax.input_pipeline import open_dataset
 
 
@@ -16,7 +16,7 @@ from mgc_jax.input_pipeline import open_dataset
 def corpus(tmp_path_factory) -> Path:
     """24 tracks in FMA's layout, one a genre and split, and one track that is not audio."""
     root = tmp_path_factory.mktemp("corpus")
-    synth.write_corpus(root, tracks=24, seed=1, workers=2)
+    demo.write_corpus(root, tracks=24, seed=1, workers=2)
     return root
 
 

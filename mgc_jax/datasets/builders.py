@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
 from mgc_jax import cli
-from mgc_jax.datasets import synth
+from mgc_jax.datasets import demo
 from mgc_jax.datasets.clips import deviation_from_librosa, extract_all
 from mgc_jax.datasets.tracks import SPLITS, Track, genres_of, read_fma
 from mgc_jax.errors import InputError
@@ -199,7 +199,7 @@ def make_builder(
             / "demo_audio"
             / f"{config.demo.tracks}_tracks_seed_{config.demo.seed}"
         )
-        synth.write_corpus(root, tracks=config.demo.tracks, seed=config.demo.seed, workers=workers)
+        demo.write_corpus(root, tracks=config.demo.tracks, seed=config.demo.seed, workers=workers)
         audio_dir = root / "fma_small"
     if audio_dir is None:
         raise InputError(f"{config.dataset} needs --audio_dir, the folder with its audio files")

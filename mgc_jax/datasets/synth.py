@@ -1,34 +1,23 @@
-"""A small music synthesiser that writes a demo corpus in FMA small's layout.
+"""A small music synthesiser with the eight genres of FMA small.
 
-It lets the whole pipeline (decoding, features, training, evaluation) run without a download:
-30 s stereo MP3 files and a `tracks.csv`, laid out as the real FMA lays them out, so that the same
-code reads both. Each genre has tendencies (tempo, drums, harmony, instruments, mix); each track
-draws from its genre's and now and then from another genre's, so no single cue gives the genre away.
+Each genre has tendencies (tempo, drums, harmony, instruments, mix); each track draws from its
+genre's and now and then from another genre's, so no single cue gives the genre away.
 """
 
-import csv
 import functools
 import math
-import multiprocessing
-import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import soundfile
 from scipy.signal import lfilter, oaconvolve
-from tqdm import tqdm
 
-_RATE = 44_100
+SAMPLE_RATE = 44_100
 _CENT = math.log(2) / 1200  # as a share of the frequency
 _BORROW = 0.08  # chance that a track takes one tendency from another genre
 
 _Rng = np.random.Generator
 _Event = tuple[int, tuple, float]  # first sample, the sound's key, gain
-_Row = tuple[int, str, str, int]  # track id, genre, split, own seed
 
 # fmt: off
 # What a style has. Words to choose from (a repeated one is likelier): mode:scale degrees of four
@@ -124,18 +113,6 @@ _DRUMS = {
 }
 _LEVELS = {"drums": -1, "bass": -2, "harmony": -4, "lead": -3, "noise": -12}  # dB
 _CHANCES = {"drums": 0.85, "bass": 0.85, "harmony": 0.9, "lead": 0.7}  # to play a section
-_COLUMNS = {
-    "album": """comments date_created date_released engineer favorites id information listens
-        producer tags title tracks type""",
-    "artist": """active_year_begin active_year_end associated_labels bio comments date_created
-        favorites id latitude location longitude members name related_projects tags website
-        wikipedia_page""",
-    "set": "split subset",
-    "track": """bit_rate comments composer date_created date_recorded duration favorites genre_top
-        genres genres_all information interest language_code license listens lyricist number
-        publisher tags title""",
-}
-_GENRE_IDS = dict(zip(GENRES, (15, 38, 17, 21, 1235, 2, 10, 12), strict=True))  # FMA's
 # fmt: on
 
 
@@ -179,7 +156,7 @@ def synthesize_track(genre: str, seed: int, seconds: float = 30.0) -> np.ndarray
     if genre not in GENRES:
         raise ValueError(f"unknown genre {genre!r}: expected one of {', '.join(GENRES)}")
     rng = np.random.default_rng([seed, GENRES.index(genre)])
-    length = round(seconds * _RATE)
+    length = round(seconds * SAMPLE_RATE)
     song = _draw_song(genre, length, rng)
     strokes = list(_drum_events(song, rng))
     buses = {"drums": _play(strokes, functools.cache(lambda name: _drum(name, rng)), length)}
@@ -198,7 +175,7 @@ def _draw_song(genre: str, length: int, rng: _Rng) -> _Song:
         choice = _STYLES[str(rng.choice(GENRES)) if rng.random() < _BORROW else genre][index]
         words = isinstance(choice, str)
         drawn[name] = str(rng.choice(choice.split())) if words else rng.uniform(*choice)
-    step, bar = _RATE * 15 / drawn["tempo"], 12 if "six" in drawn["drums"] else 16
+    step, bar = SAMPLE_RATE * 15 / drawn["tempo"], 12 if "six" in drawn["drums"] else 16
     start = -rng.uniform(0, 4 * bar) * step
     sections = math.ceil((length - start) / (4 * bar * step))
     playing = {part: rng.random(sections) < chance for part, chance in _CHANCES.items()}
@@ -233,7 +210,7 @@ def _pitched_bus(song: _Song, part: str, length: int, rng: _Rng) -> np.ndarray:
     if name == "power":  # the chord is in its sound, since distortion acts on the sum
         row = row.replace("c", "0")
     shade = rng.uniform(-0.25, 0.35)  # no two tracks have quite the same instrument
-    span = song.step / _RATE * (0.5 if pattern in ("stab", "off", "rap") else 1.0)
+    span = song.step / SAMPLE_RATE * (0.5 if pattern in ("stab", "off", "rap") else 1.0)
     sound = functools.cache(lambda note, held: _note(name, shade, note, min(held * span, 3.5), rng))
     bus = _play(_note_events(song, part, row, shift, rng), sound, length)
     dark = _lowpass(bus, 0.94)
@@ -283,7 +260,7 @@ def _lowpass(signal: np.ndarray, pole: float) -> np.ndarray:
 
 
 def _seconds(duration: float) -> np.ndarray:
-    return np.arange(int(duration * _RATE), dtype=np.float32) / np.float32(_RATE)
+    return np.arange(int(duration * SAMPLE_RATE), dtype=np.float32) / np.float32(SAMPLE_RATE)
 
 
 def _note(name: str, shade: float, note: int, seconds: float, rng: _Rng) -> np.ndarray:
@@ -311,10 +288,10 @@ def _additive(hz, time, series, rolloff, detune, vibrato, damping, rng: _Rng) ->
     With damping this is Karplus-Strong's string solved per period: its two-point average scales
     partial k by cos(pi k hz / rate) on each round trip.
     """
-    partials = np.arange(1, max(2, int(0.45 * _RATE / hz)))
-    size = 1 << int(4 * _RATE / hz).bit_length()
-    rows = int(hz * 1.02 * len(time) / _RATE) + 2 if damping else 1
-    loss = np.cos(np.pi * partials * hz / _RATE) ** damping
+    partials = np.arange(1, max(2, int(0.45 * SAMPLE_RATE / hz)))
+    size = 1 << int(4 * SAMPLE_RATE / hz).bit_length()
+    rows = int(hz * 1.02 * len(time) / SAMPLE_RATE) + 2 if damping else 1
+    loss = np.cos(np.pi * partials * hz / SAMPLE_RATE) ** damping
     spectra = np.zeros((rows, size // 2 + 1), np.complex64)
     spectra[:, partials] = _spectrum(series, rolloff, partials, hz, rng)
     spectra[:, partials] *= loss ** np.arange(rows)[:, None]
@@ -348,7 +325,7 @@ def _drum(name: str, rng: _Rng) -> np.ndarray:
     high, low, ring, tone, hiss, noise, treble = np.minimum(row, (*[999] * 6, 1))
     time = _seconds(5 * max(ring, hiss))
     pitch = low + (high - low) * np.exp(-time / 0.03)
-    body = tone * np.sin(2 * np.pi * np.cumsum(pitch) / _RATE) * np.exp(-time / ring)
+    body = tone * np.sin(2 * np.pi * np.cumsum(pitch) / SAMPLE_RATE) * np.exp(-time / ring)
     white = rng.standard_normal(len(time), np.float32)
     hits = treble * np.diff(white, prepend=0) + (1 - treble) * _lowpass(white, 0.9)
     if name == "clap":  # several hands
@@ -386,7 +363,7 @@ def _mix(drawn: dict, buses: dict[str, np.ndarray], rng: _Rng) -> np.ndarray:
             stereo[side] += np.float32(gain * place) * bus
         send += np.float32(gain * (0.1 if part in ("bass", "noise") else 1.0)) * bus
     stereo += np.float32(drawn["wet"]) * _reverb(send, rng)
-    pole = math.exp(-2000 * math.pi * drawn["tone"] / _RATE)
+    pole = math.exp(-2000 * math.pi * drawn["tone"] / SAMPLE_RATE)
     stereo = _lowpass(stereo, pole)
     stereo = np.tanh(stereo * np.float32(0.2 * drawn["drive"] / _rms(stereo)))
     stereo *= np.float32(10 ** (drawn["level"] / 20) / _rms(stereo))
@@ -404,103 +381,3 @@ def _reverb(send: np.ndarray, rng: _Rng) -> np.ndarray:
     room /= np.sqrt(np.sum(room**2, axis=1, keepdims=True))
     wet = oaconvolve(half[None], room, axes=1)[:, : len(half)]
     return np.repeat(wet, 2, axis=1)[:, : len(send)]
-
-
-def write_corpus(root: str | os.PathLike, *, tracks: int, seed: int, workers: int) -> None:
-    """Write a corpus as FMA small is laid out: `fma_small/` and `fma_metadata/tracks.csv`.
-
-    `tracks.csv` is written last, so where it stands the corpus is whole. A rerun trusts the MP3
-    files it finds, so keep one folder for one (tracks, seed). How a track sounds depends on the
-    seed, its genre and its number in the genre alone. With several workers the processes are
-    spawned: a script must call this under `if __name__ == "__main__"`.
-
-    Args:
-        root: the folder, made if missing.
-        tracks: how many in all: a multiple of 8, at least 24, so that each split has every genre.
-        seed: a non-negative integer that determines the corpus.
-        workers: how many processes; 1 works in this one.
-
-    Raises:
-        ValueError: if `tracks` or `workers` is out of range.
-        OSError: if a file cannot be written.
-    """
-    if tracks < 24 or tracks % len(GENRES):
-        raise ValueError(f"tracks must be a multiple of 8 and at least 24, not {tracks}")
-    if workers < 1:
-        raise ValueError(f"workers must be at least 1, not {workers}")
-    rows = _draw_rows(tracks, seed)
-    jobs = [(Path(root, "fma_small"), *row) for row in rows]
-    bar = functools.partial(tqdm, total=tracks, desc="synthesising", unit="track")
-    if workers == 1:
-        list(bar(map(_write_track, jobs)))
-    else:
-        spawn = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, mp_context=spawn) as pool:
-            list(bar(pool.map(_write_track, jobs)))
-    _write_table(Path(root, "fma_metadata", "tracks.csv"), rows)
-
-
-def _draw_rows(tracks: int, seed: int) -> list[_Row]:
-    rng = np.random.default_rng([seed, len(GENRES)])  # no genre's number: apart from the tracks'
-    ids = 2 + rng.choice(max(3998, 4 * tracks), size=tracks, replace=False)
-    each = tracks // len(GENRES)
-    held_out = math.ceil(each / 10)
-    splits = ["training"] * (each - 2 * held_out)
-    splits += ["validation"] * held_out + ["test"] * held_out
-    rows = []
-    for place, track_id in enumerate(ids.tolist()):
-        index, number = divmod(place, each)
-        entropy = np.random.SeedSequence([seed, index, number]).generate_state(1, np.uint64)
-        rows.append((track_id, GENRES[index], splits[number], int(entropy[0])))
-    return sorted(rows)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary name that becomes `path` once all is written, so no file is ever half there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _write_track(job: tuple[Path, int, str, str, int]) -> None:
-    folder, track_id, genre, _, seed = job
-    path = folder / f"{track_id // 1000:03d}" / f"{track_id:06d}.mp3"
-    if not path.exists():
-        coding = {"format": "MP3", "bitrate_mode": "VARIABLE", "compression_level": 0.85}
-        with _replacing(path) as part:
-            soundfile.write(part, synthesize_track(genre, seed), _RATE, **coding)
-
-
-def _write_table(path: Path, rows: list[_Row]) -> None:
-    columns = [(group, name) for group, names in _COLUMNS.items() for name in names.split()]
-    with _replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        for level in (0, 1):
-            writer.writerow(["", *(column[level] for column in columns)])
-        writer.writerow(["track_id", *[""] * len(columns)])
-        for track_id, genre, split, _ in rows:
-            cells = _cells(track_id, genre, split)
-            writer.writerow([track_id, *(cells.get(" ".join(column)) for column in columns)])
-
-
-def _cells(track_id: int, genre: str, split: str) -> dict[str, object]:
-    rng = np.random.default_rng(track_id)
-    first, second = ("Amber", "Broken", "Early", "Quiet"), ("Engines", "Meadow", "Orbit", "Winter")
-    album, artist, title = (f"{rng.choice(first)} {rng.choice(second)}" for _ in range(3))
-    about = {"id": track_id, "comments": 0, "favorites": 0, "listens": int(rng.integers(100, 9000))}
-    about |= {"date_created": "2008-11-26 01:48:12", "tags": "['synthesised']", "title": title}
-    cells = {f"{group} {key}": about[key] for key in about for group in _COLUMNS}
-    genres = [_GENRE_IDS[genre]]
-    return cells | {
-        "album title": album, "album tracks": 1, "album type": "Album", "artist name": artist,
-        "artist bio": "<p>No band:\nthis is synthesised.</p>", "set split": split,
-        "set subset": "small", "track bit_rate": 256000, "track duration": 30, "track number": 1,
-        "track genre_top": genre, "track genres": genres, "track genres_all": genres,
-        "track information": "<p>Synthesised.</p>", "track interest": 3 * about["listens"],
-        "track language_code": "en", "track license": "CC0 1.0",
-    }  # fmt: skip

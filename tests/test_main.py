@@ -1,0 +1,228 @@
+"""The commands, as a user types them."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from mgc_jax.models import MODELS
+
+ROOT = Path(__file__).parents[1]
+
+
+def call(module, *arguments, cwd=ROOT):
+    command = [sys.executable, "-m", f"mgc_jax.{module}", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+
+
+def flags_of(config, workdir):
+    return (
+        f"--config={ROOT}/configs/baseline_a_2d.py",
+        f"--config.data_dir={config.data_dir}",
+        f"--workdir={workdir}",
+        "--config.batch_size=8",
+        "--config.num_epochs=2",
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(prepared, tmp_path_factory):
+    """A finished run, from another current directory: workdir, flags and what it printed."""
+    folder = tmp_path_factory.mktemp("a folder")
+    flags = flags_of(prepared, folder / "run")
+    done = call("main", *flags, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "run", flags, done.stderr
+
+
+def test_run_leaves_what_the_design_names(finished):
+    workdir, _, said = finished
+    for name in ("index.html", "metrics.json", "predictions.csv"):
+        assert (workdir / "report" / name).stat().st_size > 500
+    for name in ("confusion_matrix", "training_curves", "spectrograms"):
+        assert (workdir / "report" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((workdir / "config.json").read_text())["model"] == "baseline_a_2d"
+    assert json.loads((workdir / "genres.json").read_text())[0] == "Electronic"
+    assert "epoch 2/2" in said and "left" in said and "661,058 parameters" in said
+    assert str(workdir / "report" / "index.html") in said
+    assert "Traceback" not in said and "Warning" not in said
+
+
+def test_predictions_give_the_metrics(finished):
+    workdir, _, _ = finished
+    scores = json.loads((workdir / "report" / "metrics.json").read_text())["clip"]
+    with open(workdir / "report" / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    genres = json.loads((workdir / "genres.json").read_text())
+    labels, predicted = ([row[name] for row in rows] for name in ("label", "prediction"))
+    assert len(rows) == scores["count"] == 24
+    macro = {"labels": genres, "average": "macro", "zero_division": 0}
+    assert scores["top1"] == pytest.approx(sk.accuracy_score(labels, predicted))
+    assert scores["precision"] == pytest.approx(sk.precision_score(labels, predicted, **macro))
+    assert scores["recall"] == pytest.approx(sk.recall_score(labels, predicted, **macro))
+    confusion = sk.confusion_matrix(labels, predicted, labels=genres)
+    assert scores["confusion_matrix"] == confusion.tolist()
+    probabilities = np.array([[float(row[f"prob_{g}"]) for g in genres] for row in rows])
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+    assert [genres[i] for i in probabilities.argmax(axis=1)] == predicted
+
+
+def test_same_command_again_says_complete(finished):
+    workdir, flags, _ = finished
+    before = (workdir / "metrics.jsonl").read_text()
+    again = call("main", *flags)
+    assert again.returncode == 0
+    assert "complete" in again.stderr and "top-1" in again.stderr
+    assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_eval_mode_writes_the_same_report(finished):
+    workdir, flags, _ = finished
+    before = json.loads((workdir / "report" / "metrics.json").read_text())
+    shutil.rmtree(workdir / "report")
+    done = call("main", *flags, "--mode=eval")
+    assert done.returncode == 0, done.stderr
+    assert json.loads((workdir / "report" / "metrics.json").read_text()) == before
+
+
+@pytest.mark.parametrize(
+    "wrong,says",
+    [
+        ("--config.no_such_key=1", "no_such_key"),
+        ("--config.learning_rate=fast", "fast"),
+        ("--config=configs/no_such_config.py", "no_such_config.py"),
+        ("--config.learning_rate=0.5", "learning_rate is 0.0001 there, 0.5 now"),
+        ("--config.data_dir=/no/such/folder", "no TFRecords in /no/such/folder"),
+        ("--config.model=resnet", "'resnet' is unknown: one of baseline_a_2d"),
+        ("--no_such_flag", "no_such_flag"),
+        ("stray", "unexpected argument 'stray'"),
+    ],
+)
+def test_bad_use_of_main_is_one_line(finished, wrong, says):
+    _, flags, _ = finished
+    done = call("main", *flags, wrong)
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("error: ") and says in done.stderr
+
+
+def test_unwritable_workdir_is_one_line(prepared, tmp_path):
+    (tmp_path / "file").write_text("in the way")  # root may write into any folder, but not here
+    done = call("main", *flags_of(prepared, tmp_path / "file" / "run"))
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: cannot write to --workdir=")
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_predict_table(finished, corpus):
+    workdir, _, _ = finished
+    path = sorted(corpus.rglob("*.mp3"))[0]
+    done = call("predict", f"--workdir={workdir}", path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == str(path) and len(lines) == 4
+    shares = [float(line.split("%")[0]) for line in lines[1:]]
+    assert shares == sorted(shares, reverse=True)
+
+
+def test_predict_agrees_with_the_evaluation(finished, corpus, tmp_path):
+    """A folder of test files: JSON, track by track the mean of the clips in predictions.csv."""
+    workdir, _, _ = finished
+    clips = {}
+    with open(workdir / "report" / "predictions.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            probabilities = {k[5:]: float(v) for k, v in row.items() if k.startswith("prob_")}
+            clips.setdefault(int(row["track_id"]), []).append(probabilities)
+    for track_id in clips:
+        (tmp_path / f"{track_id:06d}.mp3").symlink_to(next(corpus.rglob(f"{track_id:06d}.mp3")))
+    (tmp_path / "notes.txt").write_text("not audio, and not asked for")
+    done = call("predict", f"--workdir={workdir}", tmp_path, "--format=json")
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [int(Path(f["path"]).stem) for f in found] == sorted(clips)
+    for f in found:
+        log_probs = np.log([list(c.values()) for c in clips[int(Path(f["path"]).stem)]]).mean(
+            axis=0
+        )
+        expected = np.exp(log_probs) / np.exp(log_probs).sum()
+        for genre, probability in zip(clips[int(Path(f["path"]).stem)][0], expected, strict=True):
+            assert f["probabilities"][genre] == pytest.approx(probability, abs=1e-4)
+        assert f["genre"] == max(f["probabilities"], key=f["probabilities"].get)
+
+
+def test_predict_goes_on_after_a_bad_file(finished, corpus, tmp_path):
+    workdir, _, _ = finished
+    (tmp_path / "bad.mp3").write_text("text")
+    good = next(corpus.rglob("*.mp3"))
+    done = call("predict", f"--workdir={workdir}", "--format=json", tmp_path / "bad.mp3", good)
+    assert done.returncode == 1
+    bad, ranked = map(json.loads, done.stdout.splitlines())
+    assert bad["path"].endswith("bad.mp3") and "cannot be decoded" in bad["error"]
+    assert ranked["path"] == str(good) and len(ranked["probabilities"]) == 8
+    assert "bad.mp3: cannot be decoded" in done.stderr
+
+
+def test_predict_bad_use(finished, tmp_path):
+    workdir, _, _ = finished
+    for arguments, says in [
+        ((f"--workdir={workdir}", tmp_path / "gone.mp3"), "gone.mp3"),
+        ((f"--workdir={workdir}", tmp_path), "no audio files"),
+        ((f"--workdir={tmp_path}", __file__), "holds no trained run"),
+        (("x.mp3",), "--workdir=... is missing"),
+    ]:
+        done = call("predict", *arguments)
+        assert done.returncode == 1 and done.stdout == ""
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+        assert done.stderr.startswith("error: ") and says in done.stderr
+
+
+@pytest.mark.parametrize("module", ["main", "prepare", "predict"])
+def test_help_shows_how_to_use_it(module):
+    done = call(module, "--help")
+    assert f"python -m mgc_jax.{module} --" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_predict_imports_no_tensorflow(finished, corpus):
+    """Nor does the step, nor anything else that runs on an accelerator machine."""
+    workdir, _, _ = finished
+    code = (
+        "import sys; sys.modules['tensorflow'] = None\n"
+        "from mgc_jax import features, metrics, models, parallel, train\n"
+        "from mgc_jax.predict import Predictor\n"
+        "print(len(Predictor(sys.argv[1]).predict(sys.argv[2])))"
+    )
+    arguments = [sys.executable, "-c", code, str(workdir), str(next(corpus.rglob("*.mp3")))]
+    done = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "8", done.stderr
+
+
+def test_every_network_has_a_config_and_every_key_is_read():
+    from configs import default
+
+    for name in MODELS:
+        assert (ROOT / "configs" / f"{name}.py").exists()
+    code = "\n".join(path.read_text() for path in (ROOT / "mgc_jax").rglob("*.py"))
+    config = default.get_config()
+    for part in (config, config.demo):
+        for key in part:
+            assert f"config.{key}" in code or f'config["{key}"]' in code or f".demo.{key}" in code
+
+
+def test_launch_tpu_dry_run_names_every_worker():
+    arguments = ["--zone=z", "--dry_run", "--", "--workdir=gs://b/r", "a b"]
+    command = ["./launch.sh", "tpu", "pod", *arguments]
+    environment = {"PATH": os.environ["PATH"]}  # no HOME either
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    copy, run = done.stdout.splitlines()
+    assert copy.startswith("gcloud compute tpus tpu-vm scp ") and "--worker=all --zone=z" in copy
+    assert run.startswith("gcloud compute tpus tpu-vm ssh pod --worker=all --zone=z")
+    assert run.endswith(r"./launch.sh --workdir=gs://b/r a\ b")
