@@ -121,9 +121,9 @@ def _flatten(tree: dict, prefix: str = "") -> dict:
 def _make_demo_if_missing(config: ConfigDict, feature_names: tuple[str, ...]) -> None:
     """The demo needs nothing from the user, so it is not asked for."""
     if config.dataset == "demo" and not dataset_path(config, feature_names).exists():
-        from mgc_jax.prepare import prepare
+        from mgc_jax.datasets import builders
 
-        prepare(config, workers=os.cpu_count())
+        builders.prepare(config, feature_names, workers=os.cpu_count())
 
 
 def _check_genres(workdir: Path, genres: list[str]) -> None:

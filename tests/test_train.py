@@ -131,7 +131,7 @@ print(jax.device_count())
 
 @pytest.mark.parametrize("devices", [8])
 def test_same_on_eight_devices(config, tmp_path, devices):
-    """Batch norm and gradients are shared: losses agree to float32's rounding, amplified by Adam."""
+    """Batch norm and gradients are shared: losses agree to rounding, which Adam amplifies."""
     losses = {}
     for count in (1, devices):
         environment = os.environ | {

@@ -8,6 +8,7 @@ One record is one clip. A data set's own part is its list of tracks; everything 
 """
 
 import collections
+import contextlib
 import csv
 import dataclasses
 import os
@@ -212,3 +213,26 @@ def make_builder(
         settings=ClipSettings.from_config(config),
         workers=workers,
     )
+
+
+def prepare(config: ConfigDict, feature_names: Sequence[str], **sources) -> None:
+    """Writes a config's data set, unless it is there already.
+
+    Args:
+        config, feature_names, **sources: as for `make_builder`.
+
+    Raises:
+        InputError: as `make_builder`, or nothing usable in the folders.
+    """
+    tfds.disable_progress_bar()  # ours counts tracks
+    builder = make_builder(config, feature_names, **sources)
+    if builder.is_prepared():
+        cli.log.info("%s is there already; delete it to make it again", builder.data_dir)
+        return
+    with contextlib.redirect_stdout(None):  # TFDS talks of downloading
+        builder.download_and_prepare()
+    metadata = builder.info.metadata
+    listed, splits = metadata["tracks_listed"], metadata["splits"].values()
+    used, clips = (sum(split[name] for split in splits) for name in ("tracks", "clips"))
+    skipped = f"; {listed - used} skipped, see {SKIPPED_FILE} there" if used < listed else ""
+    cli.log.info("%s: %d of %d tracks, %d clips%s", builder.data_dir, used, listed, clips, skipped)

@@ -1,7 +1,7 @@
 """A small music synthesiser with the eight genres of FMA small.
 
-Each genre has tendencies (tempo, drums, harmony, instruments, mix); each track draws from its
-genre's and now and then from another genre's, so no single cue gives the genre away.
+Each genre has tendencies (tempo, drums, harmony, instruments, mix) from which its tracks draw; genres
+share timbres, beats and scales, so no single cue gives one away.
 """
 
 import functools
@@ -14,13 +14,12 @@ from scipy.signal import lfilter, oaconvolve
 
 SAMPLE_RATE = 44_100
 _CENT = math.log(2) / 1200  # as a share of the frequency
-_BORROW = 0.08  # chance that a track takes one tendency from another genre
 
 _Rng = np.random.Generator
 _Event = tuple[int, tuple, float]  # first sample, the sound's key, gain
 
 # fmt: off
-# What a style has. Words to choose from (a repeated one is likelier): mode:scale degrees of four
+# What a style has. Words to choose from, the likeliest first: mode:scale degrees of four
 # bars, beat:kit, three times voice:pattern, noise. Then ranges: beats a minute, delay of every
 # second step (in steps), how far a kick ducks the harmony, share of reverb, low-pass corner (kHz),
 # saturation, dB RMS.
@@ -112,7 +111,7 @@ _DRUMS = {
     "open": (9, 9, 0.01, 0, 0.22, 0.45, 1), "shaker": (9, 9, 0.01, 0, 0.045, 0.3, 0.9),
 }
 _LEVELS = {"drums": -1, "bass": -2, "harmony": -4, "lead": -3, "noise": -12}  # dB
-_CHANCES = {"drums": 0.85, "bass": 0.85, "harmony": 0.9, "lead": 0.7}  # to play a section
+_CHANCES = {"drums": 0.95, "bass": 0.95, "harmony": 0.95, "lead": 0.85}  # to play a section
 # fmt: on
 
 
@@ -172,9 +171,12 @@ def synthesize_track(genre: str, seed: int, seconds: float = 30.0) -> np.ndarray
 def _draw_song(genre: str, length: int, rng: _Rng) -> _Song:
     drawn = {}
     for index, name in enumerate(_TENDENCIES):
-        choice = _STYLES[str(rng.choice(GENRES)) if rng.random() < _BORROW else genre][index]
-        words = isinstance(choice, str)
-        drawn[name] = str(rng.choice(choice.split())) if words else rng.uniform(*choice)
+        choice = _STYLES[genre][index]
+        if isinstance(choice, str):
+            words = choice.split()
+            drawn[name] = words[min(int(rng.geometric(0.65)) - 1, len(words) - 1)]
+        else:
+            drawn[name] = rng.uniform(*choice, 3).mean()  # most often near the middle
     step, bar = SAMPLE_RATE * 15 / drawn["tempo"], 12 if "six" in drawn["drums"] else 16
     start = -rng.uniform(0, 4 * bar) * step
     sections = math.ceil((length - start) / (4 * bar * step))
@@ -209,13 +211,13 @@ def _pitched_bus(song: _Song, part: str, length: int, rng: _Rng) -> np.ndarray:
     shift = {"bass": -12, "harmony": 12, "lead": 24}[part] - 12 * low
     if name == "power":  # the chord is in its sound, since distortion acts on the sum
         row = row.replace("c", "0")
-    shade = rng.uniform(-0.25, 0.35)  # no two tracks have quite the same instrument
+    shade = rng.uniform(-0.1, 0.15)  # no two tracks have quite the same instrument
     span = song.step / SAMPLE_RATE * (0.5 if pattern in ("stab", "off", "rap") else 1.0)
     sound = functools.cache(lambda note, held: _note(name, shade, note, min(held * span, 3.5), rng))
     bus = _play(_note_events(song, part, row, shift, rng), sound, length)
     dark = _lowpass(bus, 0.94)
     turns = rng.random() + np.linspace(0, rng.uniform(2, 6), length, dtype=np.float32)
-    opening = np.float32(rng.uniform(0, 0.4)) * (1 + np.sin(2 * np.pi * turns))
+    opening = np.float32(rng.uniform(0, 0.2)) * (1 + np.sin(2 * np.pi * turns))
     return bus + (dark - bus) * opening  # a low-pass filter that opens and closes slowly
 
 
@@ -357,7 +359,7 @@ def _mix(drawn: dict, buses: dict[str, np.ndarray], rng: _Rng) -> np.ndarray:
         heard = bus[np.abs(bus) > 1e-3]
         if not len(heard):
             continue
-        gain = 10 ** ((_LEVELS[part] + rng.normal(0, 2)) / 20) / _rms(heard)
+        gain = 10 ** ((_LEVELS[part] + rng.normal(0, 1)) / 20) / _rms(heard)
         pan = rng.uniform(-0.5, 0.5) if part in ("harmony", "lead") else rng.uniform(-0.1, 0.1)
         for side, place in enumerate((1 - pan, 1 + pan)):
             stereo[side] += np.float32(gain * place) * bus
