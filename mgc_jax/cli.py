@@ -97,8 +97,8 @@ def _one_line(error: Exception) -> str:
 
 
 def _set_up_logging() -> None:
-    """Our own lines, dated, on stderr; the libraries' only from warnings up."""
-    flags.FLAGS.verbosity = absl_logging.WARNING  # absl would raise it to INFO after parsing
+    """Our own lines, with the time, on stderr; the libraries' errors only (--verbosity=0: all)."""
+    flags.FLAGS.verbosity = absl_logging.ERROR  # its default is INFO, as soon as flags are parsed
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # unused here, and announced at every start
     handler = logging.StreamHandler()

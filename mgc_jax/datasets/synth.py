@@ -1,7 +1,7 @@
 """A small music synthesiser with the eight genres of FMA small.
 
-Each genre has tendencies (tempo, drums, harmony, instruments, mix) from which its tracks draw; genres
-share timbres, beats and scales, so no single cue gives one away.
+Each genre has tendencies (tempo, drums, harmony, instruments, mix) from which its tracks draw;
+genres share timbres, beats and scales, so no single cue gives one away.
 """
 
 import functools
