@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
     from mgc_jax import run
 
     config = _CONFIG.value
-    workdir = Path(_WORKDIR.value or os.path.join("runs", _run_name()))
+    workdir = Path(_WORKDIR.value or os.path.join("runs", _run_name())).absolute()
     command = shlex.join(["python", "-m", "mgc_jax.main", *sys.argv[1:]])
     run.run(config, workdir, training=_MODE.value == "train", command=command)
 
