@@ -29,7 +29,8 @@ find_python() {
 
 # Installs once: the stamp holds what the installation was made from.
 setup() {
-  local extras=${EXTRAS:-test} wanted python
+  local extras wanted python
+  extras=${EXTRAS:-$(cat .venv/extras 2>/dev/null || echo test)}
   wanted=$(cat setup.cfg pyproject.toml constraints.txt <(echo "$PWD $extras"))
   if [[ -f .venv/installed && "$(cat .venv/installed)" == "$wanted" ]]; then
     return
@@ -41,7 +42,8 @@ setup() {
     exit 1
   fi
   .venv/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[$extras]"
-  printf '%s\n' "$wanted" > .venv/installed
+  printf '%s' "$extras" > .venv/extras
+  printf '%s' "$wanted" > .venv/installed
 }
 
 # Copies this folder to all workers of a TPU VM, installs there, and runs the same command on each.

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from mgc_jax.errors import InputError
 
 log = logging.getLogger("mgc_jax")
+flags.disclaim_key_flags()  # --config belongs to the command that asks for it, and to its --help
 _CONFIGS = Path(__file__).parents[1] / "configs"
 
 

@@ -7,6 +7,7 @@ on; the exit code is 1 if any was bad. Files go through the features that the ru
 """
 
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,8 @@ _FORMAT = flags.DEFINE_enum(
 _TOP = flags.DEFINE_integer("top", 3, "Genres that the table lists for each file.", lower_bound=1)
 
 _EXTENSIONS = {".mp3", ".flac", ".ogg", ".oga", ".opus", ".wav", ".aif", ".aiff"}
-# Every step has this many clips, the last one filled up, so that nothing compiles twice.
+# Clips a step, or a multiple that all devices share; the last step is filled up, so that nothing
+# compiles twice.
 _BATCH_SIZE = 8
 
 
@@ -62,6 +64,7 @@ class Predictor:
         with Checkpoints(workdir) as checkpoints:
             self._variables = parallel.replicate(checkpoints.restore_best(shapes))
         self._predict_step = train.compile_predict_step(model)
+        self._batch_size = math.lcm(_BATCH_SIZE, jax.device_count())
 
     def predict(self, path: str | os.PathLike) -> dict[str, float]:
         """Ranks the genres of one file.
@@ -77,8 +80,8 @@ class Predictor:
         clips = extract_clips(str(path), self._settings, self._features)
         log_probs = np.concatenate(
             [
-                self._predict_clips(clips[i : i + _BATCH_SIZE])
-                for i in range(0, len(clips), _BATCH_SIZE)
+                self._predict_clips(clips[i : i + self._batch_size])
+                for i in range(0, len(clips), self._batch_size)
             ]
         )
         scores = np.exp(log_probs.mean(axis=0, dtype=np.float64))
@@ -86,7 +89,7 @@ class Predictor:
         return {self.genres[i]: float(scores[i]) for i in np.argsort(-scores)}
 
     def _predict_clips(self, clips: list[dict[str, np.ndarray]]) -> np.ndarray:
-        padded = [clips[min(i, len(clips) - 1)] for i in range(_BATCH_SIZE)]
+        padded = [clips[min(i, len(clips) - 1)] for i in range(self._batch_size)]
         batch = {name: np.stack([clip[name] for clip in padded]) for name in self._features}
         return np.asarray(self._predict_step(self._variables, batch))[: len(clips)]
 

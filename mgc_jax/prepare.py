@@ -2,7 +2,7 @@
 
     python -m mgc_jax.prepare --config=configs/densenet.py --audio_dir=data/fma_small
 
-Imports at the top stay light: worker processes import this module again.
+Fills tfrecords/<data set>/<features>/; skipped.csv there lists the tracks that could not be used.
 """
 
 import os
@@ -11,6 +11,7 @@ from absl import flags
 
 from mgc_jax import cli
 
+# Imports at the top stay light: worker processes import this module again.
 _CONFIG = cli.define_config()
 _AUDIO_DIR = flags.DEFINE_string(
     "audio_dir", None, "Folder of audio files; FMA: the one that holds 000/, 001/, ..."

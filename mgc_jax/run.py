@@ -47,6 +47,7 @@ def run(config: ConfigDict, workdir: Path, *, training: bool, command: str) -> N
         InputError: another config's workdir, no data, no checkpoint, ...
     """
     feature_names = models.features_of(config.model)
+    parallel.check_batch_size(config.batch_size)
     _claim_workdir(workdir, config, new=training)
     _make_demo_if_missing(config, feature_names)
     dataset = open_dataset(config, feature_names)

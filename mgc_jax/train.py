@@ -128,11 +128,10 @@ def train(config: ConfigDict, workdir: Path, dataset: "ClipDataset") -> None:
         dataset: with the splits `train` and `validation`.
 
     Raises:
-        InputError: the batch does not divide over devices, or is larger than the split.
+        InputError: a batch is larger than the split, or the loss is no finite number.
     """
     from mgc_jax.run_log import RunLog
 
-    parallel.check_batch_size(config.batch_size)
     train_split, validation = dataset.splits["train"], dataset.splits["validation"]
     steps = train_split.steps_per_epoch(config.batch_size)
     model = make_model(config, len(dataset.genres))
@@ -146,49 +145,27 @@ def train(config: ConfigDict, workdir: Path, dataset: "ClipDataset") -> None:
             lambda state, batch: train_step(state, batch, model.features), donate=True
         )
         predict_fn = compile_predict_step(model)
-        best = checkpoints.best or {"epoch": 0, "loss": np.inf}
+        best_loss = checkpoints.best["loss"] if checkpoints.best else np.inf
         batches = train_split.train_batches(config.batch_size, config.seed, first_step=done * steps)
         for epoch in range(done + 1, config.num_epochs + 1):
             start = time.perf_counter()
             state, scores = _train_epoch(step_fn, state, batches, steps, f"epoch {epoch}")
-            trained = time.perf_counter()
-            if not np.isfinite(scores["loss"]):
-                raise InputError(
-                    f"the loss of epoch {epoch} is {scores['loss']}: lower config.learning_rate "
-                    f"(now {config.learning_rate:g}); checkpoints/last holds the epoch before"
-                )
-            rate = steps * config.batch_size / (trained - start)
-            log.write(
-                "train", epoch, epoch * steps, **scores, clips_per_s=rate, seconds=trained - start
-            )
+            _check_finite(scores["loss"], epoch, config)
+            scores["seconds"] = time.perf_counter() - start
+            scores["clips_per_s"] = steps * config.batch_size / scores["seconds"]
+            log.write("train", epoch, epoch * steps, **scores)
             predictions = predict_split(predict_fn, state.variables, validation, config.batch_size)
             held_out = classification_metrics(predictions, dataset.genres)
-            if held_out["loss"] < best["loss"]:
-                best = {"epoch": epoch, "loss": held_out["loss"]}
-                checkpoints.save_best(epoch, state.variables, held_out["loss"])
+            improved = held_out["loss"] < best_loss
+            if improved:
+                best_loss = held_out["loss"]
+                checkpoints.save_best(epoch, state.variables, best_loss)
             checkpoints.save_last(epoch, state)
             seconds = time.perf_counter() - start
-            log.write(
-                "validation",
-                epoch,
-                epoch * steps,
-                **{name: held_out[name] for name in ("loss", "top1", "f1", "f1_macro")},
-                seconds=seconds - (trained - start),
-            )
-            cli.log.info(
-                "epoch %*d/%d  train loss %.3f top-1 %.3f  validation loss %.3f top-1 %.3f%s  "
-                "%.0f clips/s  %s left",
-                len(str(config.num_epochs)),
-                epoch,
-                config.num_epochs,
-                scores["loss"],
-                scores["top1"],
-                held_out["loss"],
-                held_out["top1"],
-                " *" if best["epoch"] == epoch else "  ",
-                rate,
-                _duration(seconds * (config.num_epochs - epoch)),
-            )
+            held_out = {name: held_out[name] for name in ("loss", "top1", "f1", "f1_macro")}
+            held_out["seconds"] = seconds - scores["seconds"]
+            log.write("validation", epoch, epoch * steps, **held_out)
+            _announce_epoch(epoch, config.num_epochs, scores, held_out, improved, seconds)
 
 
 def _train_epoch(step_fn, state, batches, steps: int, name: str) -> tuple[TrainState, dict]:
@@ -204,6 +181,34 @@ def _train_epoch(step_fn, state, batches, steps: int, name: str) -> tuple[TrainS
             bar.update()
     history = jax.device_get(history)
     return state, {name: float(np.mean([m[name] for m in history])) for name in history[0]}
+
+
+def _check_finite(loss: float, epoch: int, config: ConfigDict) -> None:
+    if not np.isfinite(loss):
+        raise InputError(
+            f"the loss of epoch {epoch} is {loss}: lower config.learning_rate (now "
+            f"{config.learning_rate:g}); checkpoints/last holds the epoch before"
+        )
+
+
+def _announce_epoch(
+    epoch: int, epochs: int, scores: Mapping, held_out: Mapping, improved: bool, seconds: float
+) -> None:
+    """One line for people; a star marks the best validation loss so far."""
+    cli.log.info(
+        "epoch %*d/%d  train loss %.3f top-1 %.3f  validation loss %.3f top-1 %.3f %s  %.0f clips/s"
+        "  %s left",
+        len(str(epochs)),
+        epoch,
+        epochs,
+        scores["loss"],
+        scores["top1"],
+        held_out["loss"],
+        held_out["top1"],
+        "*" if improved else " ",
+        scores["clips_per_s"],
+        _duration(seconds * (epochs - epoch)),
+    )
 
 
 def _duration(seconds: float) -> str:

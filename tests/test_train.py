@@ -114,6 +114,23 @@ def test_first_step_compiles_once(config, dataset):
     assert len(traces) == 1
 
 
+def test_steps_that_follow_do_not_disturb_a_save(config, dataset, tmp_path):
+    """Saves run in the background while the state's memory is given to the next steps."""
+    model = train.make_model(config, 8)
+    step = parallel.data_parallel(lambda s, b: train.train_step(s, b, ("mel",)), donate=True)
+    batch = dataset.splits["train"].gather(np.arange(8))
+    state, _ = step(train.create_train_state(config, model), batch)
+    saved = jax.tree.map(np.array, (state.params, state.opt_state))
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save_last(1, state)
+        for _ in range(5):
+            state, _ = step(state, batch)
+    with Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore_last(train.create_train_state(config, model))
+    jax.tree.map(np.testing.assert_array_equal, (restored.params, restored.opt_state), saved)
+    assert state.step == 6 and restored.step == 1
+
+
 _RUN_ON_DEVICES = """
 import json, sys
 from pathlib import Path
