@@ -100,7 +100,7 @@ def test_eval_mode_writes_the_same_report(finished):
         ("--config=configs/no_such_config.py", "no_such_config.py"),
         ("--config.learning_rate=0.5", "learning_rate is 0.0001 there, 0.5 now"),
         ("--config.data_dir=/no/such/folder", "no TFRecords in /no/such/folder"),
-        ("--config.model=resnet", "'resnet' is unknown: one of baseline_a_2d"),
+        ("--config.model=resnet", "'resnet' is unknown: one of baseline_a_1d"),
         ("--no_such_flag", "no_such_flag"),
         ("stray", "unexpected argument 'stray'"),
     ],

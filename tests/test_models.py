@@ -1,5 +1,6 @@
 """Sizes and shapes of the networks."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +8,16 @@ import pytest
 
 from mgc_jax.errors import InputError
 from mgc_jax.models import MODELS, count_parameters, create_model
+from mgc_jax.models.layers import TimeConv
 
-PARAMETERS = {"baseline_a_2d": 661_058, "densenet": 6_955_784}
+PARAMETERS = {  # as the source counts them
+    "baseline_a_1d": 645_080,
+    "baseline_a_2d": 661_058,
+    "baseline_b": 1_252_162,
+    "densenet": 6_955_784,
+    "fusionnet": 7_542_552,
+}
+SHAPES = {"mel": (128, 513), "waveform": (160_000,)}
 
 
 def test_no_network_is_missing():
@@ -18,22 +27,39 @@ def test_no_network_is_missing():
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameters(name):
     model = create_model(name, 8)
-    mel = jax.ShapeDtypeStruct((1, 128, 513), jnp.float32)
-    variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), mel)
+    inputs = [jnp.zeros((1, *SHAPES[feature])) for feature in model.features]
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), *inputs, train=False))
     assert count_parameters(variables) == PARAMETERS[name]
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-@pytest.mark.parametrize("frames,dtype", [(128, "float32"), (77, "bfloat16")])
-def test_logits(name, frames, dtype):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_logits_of_another_length(name, dtype):
+    shapes = {"mel": (77, 513), "waveform": (96_000,)}
     model = create_model(name, 5, dtype=jnp.dtype(dtype))
-    mel = jax.random.uniform(jax.random.key(1), (2, frames, 513), minval=-1)
-    variables = jax.jit(lambda x: model.init(jax.random.key(0), x, train=False))(mel)
-    logits = jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, mel)
+    inputs = [
+        jax.random.uniform(jax.random.key(1), (2, *shapes[feature]), minval=-1)
+        for feature in model.features
+    ]
+    variables = jax.jit(lambda *x: model.init(jax.random.key(0), *x, train=False))(*inputs)
+    logits = jax.jit(lambda v, *x: model.apply(v, *x, train=False))(variables, *inputs)
     assert logits.shape == (2, 5) and logits.dtype == jnp.float32
     assert np.isfinite(logits).all()
     assert not np.allclose(logits[0], logits[1])
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
+
+
+@pytest.mark.parametrize("padding", [0, 1, 2])
+def test_time_conv_is_a_convolution(padding):
+    x = jax.random.normal(jax.random.key(0), (2, 9, 5))
+    ours = TimeConv(3, 4, padding)
+    variables = ours.init(jax.random.key(1), x)
+    reference = nn.Conv(3, (4,), padding=padding)
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(
+        jnp.shape, reference.init(jax.random.key(1), x)
+    )
+    variables["params"]["bias"] = jnp.arange(3.0)
+    np.testing.assert_allclose(ours.apply(variables, x), reference.apply(variables, x), atol=1e-5)
 
 
 def test_batch_norm_follows_pytorch():
@@ -49,7 +75,7 @@ def test_batch_norm_follows_pytorch():
 
 
 def test_unknown_network_and_field():
-    with pytest.raises(InputError, match="'resnet' is unknown: one of baseline_a_2d"):
+    with pytest.raises(InputError, match="'resnet' is unknown: one of baseline_a_1d"):
         create_model("resnet")
     with pytest.raises(InputError, match="densenet has no field 'depth'"):
         create_model("densenet", depth=3)

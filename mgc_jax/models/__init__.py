@@ -5,10 +5,19 @@ from collections.abc import Mapping
 import flax.linen as nn
 
 from mgc_jax.errors import InputError
+from mgc_jax.models.baseline_a_1d import BaselineA1D
 from mgc_jax.models.baseline_a_2d import BaselineA2D
+from mgc_jax.models.baseline_b import BaselineB
 from mgc_jax.models.densenet import DenseNet121
+from mgc_jax.models.fusionnet import FusionNet
 
-MODELS = {"baseline_a_2d": BaselineA2D, "densenet": DenseNet121}
+MODELS = {
+    "baseline_a_1d": BaselineA1D,
+    "baseline_a_2d": BaselineA2D,
+    "baseline_b": BaselineB,
+    "densenet": DenseNet121,
+    "fusionnet": FusionNet,
+}
 
 
 def create_model(name: str, num_classes: int = 8, **overrides) -> nn.Module:

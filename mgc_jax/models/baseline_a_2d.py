@@ -20,7 +20,7 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
-from mgc_jax.models.layers import BatchNorm, DenseHead, pool_mean_max
+from mgc_jax.models.layers import BatchNorm, DenseHead, TimeConv, pool_mean_max
 
 
 class BaselineA2D(nn.Module):
@@ -40,7 +40,7 @@ class BaselineA2D(nn.Module):
         )
         x = mel
         for i, channels in enumerate((128, 128, 256)):
-            x = nn.Conv(channels, (4,), padding="VALID", dtype=self.dtype, name=f"conv{i}")(x)
+            x = TimeConv(channels, 4, dtype=self.dtype, name=f"conv{i}")(x)
             x = nn.relu(norm(name=f"norm{i}")(x))
             if i < 2:
                 x = nn.max_pool(x, (2,), strides=(2,))

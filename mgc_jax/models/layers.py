@@ -13,6 +13,31 @@ class BatchNorm(nn.BatchNorm):
     epsilon: float = 1e-5
 
 
+class TimeConv(nn.Module):
+    """Convolution over time: `[batch, time, channels]` to `[batch, time', features]`.
+
+    Its parameters are those of `nn.Conv`: `kernel` `[width, channels, features]`, `bias`.
+    """
+
+    features: int
+    width: int
+    padding: int = 0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        shape = (self.width, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        x = jnp.pad(x, ((0, 0), (self.padding, self.padding), (0, 0)))
+        # One product for all taps, then their sum, each shifted by its place. XLA's convolutions on
+        # the CPU are several times slower.
+        taps = jnp.einsum("btc,kcf->kbtf", x, kernel)
+        length = x.shape[1] - self.width + 1
+        return sum(taps[k, :, k : k + length] for k in range(self.width)) + bias
+
+
 class DenseHead(nn.Module):
     """Dense layers with ReLU between them, ending in logits.
 

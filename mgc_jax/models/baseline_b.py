@@ -1,0 +1,43 @@
+"""Baseline B: the second network of Zhang et al., "Improved Music Genre Classification with
+Convolutional Neural Networks", Interspeech 2016: a residual connection around two convolutions.
+
+| layer | output | parameters |
+|---|---|---|
+| input | 128 x 513 | |
+| conv0 4 frames, norm0, ReLU = a | 125 x 256 | 525,568 + 512 |
+| conv1 4, padding 2, norm1, ReLU | 126 x 256 | 262,400 + 512 |
+| conv2 4, padding 1, norm2 = c | 125 x 256 | 262,400 + 512 |
+| ReLU(a + c) | 125 x 256 | |
+| mean and max over time | 512 | |
+| dense 300, ReLU, 150, ReLU, classes | 8 | 153,900 + 45,150 + 1,208 |
+"""
+
+from functools import partial
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from mgc_jax.models.layers import BatchNorm, DenseHead, TimeConv, pool_mean_max
+
+
+class BaselineB(nn.Module):
+    """A residual block over time, pooled by mean and max, and a dense head."""
+
+    features = ("mel",)
+
+    num_classes: int = 8
+    dtype: jnp.dtype = jnp.float32
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, mel, train: bool):
+        """`mel` `[batch, frames, mels] float32` in [-1, 1] to logits `[batch, classes] float32`."""
+        conv = partial(TimeConv, 256, 4, dtype=self.dtype)
+        norm = partial(
+            BatchNorm, use_running_average=not train, dtype=self.dtype, axis_name=self.axis_name
+        )
+        a = nn.relu(norm(name="norm0")(conv(name="conv0")(mel)))
+        c = nn.relu(norm(name="norm1")(conv(padding=2, name="conv1")(a)))
+        c = norm(name="norm2")(conv(padding=1, name="conv2")(c))
+        x = pool_mean_max(nn.relu(a + c))
+        return DenseHead((300, 150), self.num_classes, self.dtype, name="head")(x)
