@@ -41,6 +41,9 @@ def get_config() -> ConfigDict:
     # Fields of the network's class to change, e.g. {"growth_rate": 16}.
     config.model_overrides = ConfigDict()
 
+    # Weights to start from: a PyTorch state dict (.safetensors), or the workdir of another run.
+    config.init_from = ""
+
     # Clips a step, over all devices.
     config.batch_size = 32
     # Passes over the training split.

@@ -4,6 +4,7 @@ State is replicated in and out, batches are split over their first axis; no othe
 axis.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -55,6 +56,12 @@ def check_batch_size(batch_size: int) -> None:
             f"config.batch_size={batch_size} does not divide by {devices} devices: "
             f"use {' or '.join(near)}"
         )
+
+
+def use_compilation_cache(folder: str | os.PathLike) -> None:
+    """Keeps compiled functions in a folder, or in JAX_COMPILATION_CACHE_DIR where that is set."""
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", os.fspath(folder))
 
 
 def describe_devices() -> str:

@@ -55,6 +55,7 @@ class Predictor:
                 raise InputError(
                     f"--workdir={workdir} holds no trained run: there is no {name} in it"
                 )
+        parallel.use_compilation_cache(workdir.absolute().parent / "jax_cache")
         config = ConfigDict(json.loads((workdir / "config.json").read_text()))
         self.genres = json.loads((workdir / "genres.json").read_text())
         self._settings = ClipSettings.from_config(config)

@@ -49,6 +49,7 @@ def run(config: ConfigDict, workdir: Path, *, training: bool, command: str) -> N
     feature_names = models.features_of(config.model)
     parallel.check_batch_size(config.batch_size)
     _claim_workdir(workdir, config, new=training)
+    parallel.use_compilation_cache(workdir.parent / "jax_cache")
     _make_demo_if_missing(config, feature_names)
     dataset = open_dataset(config, feature_names)
     _check_genres(workdir, dataset.genres)

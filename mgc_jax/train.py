@@ -24,6 +24,7 @@ from mgc_jax.evaluate import predict_split
 from mgc_jax.features import ClipSettings, to_network_input
 from mgc_jax.metrics import classification_metrics
 from mgc_jax.models import create_model
+from mgc_jax.pretrained import load_weights
 
 if TYPE_CHECKING:
     from mgc_jax.input_pipeline import ClipDataset
@@ -141,6 +142,10 @@ def train(config: ConfigDict, workdir: Path, dataset: "ClipDataset") -> None:
         if done:
             state = parallel.replicate(checkpoints.restore_last(state))
             cli.log.info("resuming after epoch %d of %d", done, config.num_epochs)
+        elif config.init_from:
+            variables = load_weights(config.init_from, config.model, state.variables)
+            state = parallel.replicate(state.replace(**variables))
+            cli.log.info("starting from the weights in %s", config.init_from)
         step_fn = parallel.data_parallel(
             lambda state, batch: train_step(state, batch, model.features), donate=True
         )

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from mgc_jax.errors import InputError
-from mgc_jax.models import MODELS, count_parameters, create_model
-from mgc_jax.models.layers import TimeConv
+from mgc_jax.models import MODELS, count_parameters, create_model, layers
 
 PARAMETERS = {  # as the source counts them
     "baseline_a_1d": 645_080,
@@ -49,25 +48,62 @@ def test_logits_of_another_length(name, dtype):
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
 
 
-@pytest.mark.parametrize("padding", [0, 1, 2])
-def test_time_conv_is_a_convolution(padding):
-    x = jax.random.normal(jax.random.key(0), (2, 9, 5))
-    ours = TimeConv(3, 4, padding)
-    variables = ours.init(jax.random.key(1), x)
-    reference = nn.Conv(3, (4,), padding=padding)
-    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(
-        jnp.shape, reference.init(jax.random.key(1), x)
+@pytest.mark.parametrize("shape", [(2, 9, 7, 3), (3, 8, 6, 3)])
+def test_cpu_forms_equal_the_plain_ones(shape, monkeypatch):
+    """Pools and convolutions, with their gradients, on odd and even sizes."""
+    x = jax.random.normal(jax.random.key(0), shape)
+    point, spatial = layers.PointConv(5), layers.Conv3x3(5)
+    variables, kernels = (m.init(jax.random.key(1), x) for m in (point, spatial))
+    functions = (
+        layers.max_pool_3x3,
+        layers.avg_pool_2x2,
+        lambda x: layers.max_pool_time(x[:, 0], 2),
+        lambda x: point.apply(variables, x),
+        lambda x: spatial.apply(kernels, x),
+        lambda x: jax.grad(lambda k: jnp.sum(spatial.apply(k, x) ** 2))(kernels)["params"][
+            "kernel"
+        ],
     )
-    variables["params"]["bias"] = jnp.arange(3.0)
-    np.testing.assert_allclose(ours.apply(variables, x), reference.apply(variables, x), atol=1e-5)
+    for function in functions:
+        found = []
+        for cpu in (True, False):
+            monkeypatch.setattr(layers, "on_cpu", lambda cpu=cpu: cpu)
+            gradient = jax.grad(lambda x, f=function: jnp.sum(f(x) ** 2))(x)
+            found.append((function(x), gradient))
+        for ours, plain in zip(*found, strict=True):
+            np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_batch_norm_equals_flax(dtype):
+    x = (3 + 2 * jax.random.normal(jax.random.key(0), (4, 5, 6))).astype(dtype)
+    ours = layers.BatchNorm(use_running_average=False, dtype=dtype)
+    flax = nn.BatchNorm(use_running_average=False, momentum=0.9, epsilon=1e-5, dtype=dtype)
+    variables = flax.init(jax.random.key(0), x)
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(
+        jnp.shape, ours.init(jax.random.key(0), x)
+    )
+    variables["params"] = {"scale": jnp.arange(6.0), "bias": jnp.ones(6)}
+    found, expected = (m.apply(variables, x, mutable="batch_stats") for m in (ours, flax))
+    assert found[0].dtype == expected[0].dtype == dtype
+    tolerance = 1e-5 if dtype == jnp.float32 else 0.1
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(
+            a.astype(np.float32), b.astype(np.float32), atol=tolerance
+        ),
+        found,
+        expected,
+    )
+    variables["batch_stats"] = {"mean": jnp.arange(6.0), "var": jnp.arange(1, 7.0)}
+    fixed = layers.BatchNorm(use_running_average=True).apply(variables, x)
+    expected = nn.BatchNorm(use_running_average=True).apply(variables, x)
+    np.testing.assert_allclose(fixed, expected.astype(jnp.float32), atol=1e-2)
 
 
 def test_batch_norm_follows_pytorch():
     """Running mean after one step: 0.9 * 0 + 0.1 * batch mean; normalisation with epsilon 1e-5."""
-    from mgc_jax.models.layers import BatchNorm
-
     x = jnp.array([[1.0], [3.0]])
-    norm = BatchNorm(use_running_average=False)
+    norm = layers.BatchNorm(use_running_average=False)
     variables = norm.init(jax.random.key(0), x)
     y, updates = norm.apply(variables, x, mutable=["batch_stats"])
     np.testing.assert_allclose(y[:, 0], np.array([-1, 1]) / np.sqrt(1 + 1e-5), rtol=1e-5)

@@ -20,7 +20,7 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
-from mgc_jax.models.layers import BatchNorm, DenseHead, TimeConv, pool_mean_max
+from mgc_jax.models.layers import BatchNorm, DenseHead, max_pool_time, pool_mean_max
 
 
 class BaselineA2D(nn.Module):
@@ -40,8 +40,8 @@ class BaselineA2D(nn.Module):
         )
         x = mel
         for i, channels in enumerate((128, 128, 256)):
-            x = TimeConv(channels, 4, dtype=self.dtype, name=f"conv{i}")(x)
+            x = nn.Conv(channels, (4,), padding=0, dtype=self.dtype, name=f"conv{i}")(x)
             x = nn.relu(norm(name=f"norm{i}")(x))
             if i < 2:
-                x = nn.max_pool(x, (2,), strides=(2,))
+                x = max_pool_time(x, 2)
         return DenseHead((300, 150), self.num_classes, self.dtype, name="head")(pool_mean_max(x))

@@ -17,7 +17,7 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
-from mgc_jax.models.layers import BatchNorm, DenseHead, TimeConv, pool_mean_max
+from mgc_jax.models.layers import BatchNorm, DenseHead, pool_mean_max
 
 
 class BaselineB(nn.Module):
@@ -32,11 +32,11 @@ class BaselineB(nn.Module):
     @nn.compact
     def __call__(self, mel, train: bool):
         """`mel` `[batch, frames, mels] float32` in [-1, 1] to logits `[batch, classes] float32`."""
-        conv = partial(TimeConv, 256, 4, dtype=self.dtype)
+        conv = partial(nn.Conv, 256, (4,), dtype=self.dtype)
         norm = partial(
             BatchNorm, use_running_average=not train, dtype=self.dtype, axis_name=self.axis_name
         )
-        a = nn.relu(norm(name="norm0")(conv(name="conv0")(mel)))
+        a = nn.relu(norm(name="norm0")(conv(padding=0, name="conv0")(mel)))
         c = nn.relu(norm(name="norm1")(conv(padding=2, name="conv1")(a)))
         c = norm(name="norm2")(conv(padding=1, name="conv2")(c))
         x = pool_mean_max(nn.relu(a + c))

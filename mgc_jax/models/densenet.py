@@ -31,7 +31,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from mgc_jax.models.layers import BatchNorm
+from mgc_jax.models.layers import BatchNorm, Conv3x3, PointConv, avg_pool_2x2, max_pool_3x3
 
 
 class DenseLayer(nn.Module):
@@ -39,29 +39,29 @@ class DenseLayer(nn.Module):
 
     growth_rate: int
     bn_size: int
-    conv: Any
+    dtype: jnp.dtype
     norm: Any
 
     @nn.compact
     def __call__(self, x):
         y = nn.relu(self.norm(name="norm1")(x))
-        y = self.conv(self.bn_size * self.growth_rate, (1, 1), name="conv1")(y)
+        y = PointConv(self.bn_size * self.growth_rate, self.dtype, name="conv1")(y)
         y = nn.relu(self.norm(name="norm2")(y))
-        y = self.conv(self.growth_rate, (3, 3), padding=1, name="conv2")(y)
+        y = Conv3x3(self.growth_rate, self.dtype, name="conv2")(y)
         return jnp.concatenate([x, y], axis=-1)
 
 
 class Transition(nn.Module):
     """Halves height, width and channels."""
 
-    conv: Any
+    dtype: jnp.dtype
     norm: Any
 
     @nn.compact
     def __call__(self, x):
         x = nn.relu(self.norm(name="norm")(x))
-        x = self.conv(x.shape[-1] // 2, (1, 1), name="conv")(x)
-        return nn.avg_pool(x, (2, 2), strides=(2, 2))
+        x = PointConv(x.shape[-1] // 2, self.dtype, name="conv")(x)
+        return avg_pool_2x2(x)
 
 
 class DenseNetFeatures(nn.Module):
@@ -76,21 +76,27 @@ class DenseNetFeatures(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool):
-        conv = partial(
-            nn.Conv, use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.he_normal()
-        )
         norm = partial(
             BatchNorm, use_running_average=not train, dtype=self.dtype, axis_name=self.axis_name
         )
-        x = conv(self.initial_features, (7, 7), strides=2, padding=3, name="conv0")(x)
+        x = nn.Conv(
+            self.initial_features,
+            (7, 7),
+            strides=2,
+            padding=3,
+            use_bias=False,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.he_normal(),
+            name="conv0",
+        )(x)
         x = nn.relu(norm(name="norm0")(x))
-        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        x = max_pool_3x3(x)
         for i, size in enumerate(self.block_sizes, start=1):
             for j in range(1, size + 1):
                 name = f"denseblock{i}_denselayer{j}"
-                x = DenseLayer(self.growth_rate, self.bn_size, conv, norm, name=name)(x)
+                x = DenseLayer(self.growth_rate, self.bn_size, self.dtype, norm, name=name)(x)
             if i < len(self.block_sizes):
-                x = Transition(conv, norm, name=f"transition{i}")(x)
+                x = Transition(self.dtype, norm, name=f"transition{i}")(x)
         return nn.relu(norm(name="norm5")(x)).mean(axis=(1, 2))
 
 

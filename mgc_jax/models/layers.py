@@ -3,39 +3,82 @@
 from collections.abc import Sequence
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+from jax import lax
+
+_NHWC = ("NHWC", "HWIO", "NHWC")
 
 
-class BatchNorm(nn.BatchNorm):
-    """Batch norm with PyTorch's default momentum and epsilon, over the replicas of `axis_name`."""
+def on_cpu() -> bool:
+    """Whether to compute in the forms that suit XLA's CPU backend.
 
+    Its convolutions with small kernels, and the gradients of its pooling windows, are several times
+    slower than the same arithmetic as products, slices and reductions; accelerators have kernels
+    for the plain forms. Parameters and results are the same either way.
+    """
+    return jax.default_backend() == "cpu"
+
+
+class BatchNorm(nn.Module):
+    """Batch norm over all axes but the last, as PyTorch's defaults: `[..., channels]` to the same.
+
+    Parameters and statistics are those of `nn.BatchNorm`, whose gradient is several times slower on
+    the CPU. Statistics are float32, over the replicas of `axis_name`.
+    """
+
+    use_running_average: bool
+    axis_name: str | None = None
+    dtype: jnp.dtype = jnp.float32
     momentum: float = 0.9
     epsilon: float = 1e-5
 
+    @nn.compact
+    def __call__(self, x):
+        shape = (x.shape[-1],)
+        mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
+        var = self.variable("batch_stats", "var", jnp.ones, shape)
+        scale = self.param("scale", nn.initializers.ones, shape)
+        bias = self.param("bias", nn.initializers.zeros, shape)
+        if self.use_running_average:
+            moments = mean.value, var.value
+        else:
+            moments = self._batch_moments(x.astype(jnp.float32))
+            if not self.is_initializing():
+                mean.value, var.value = (
+                    self.momentum * old.value + (1 - self.momentum) * new
+                    for old, new in zip((mean, var), moments, strict=True)
+                )
+        scale = scale * lax.rsqrt(moments[1] + self.epsilon)
+        return (x * scale + (bias - moments[0] * scale)).astype(self.dtype)
 
-class TimeConv(nn.Module):
-    """Convolution over time: `[batch, time, channels]` to `[batch, time', features]`.
+    def _batch_moments(self, x):
+        axes = tuple(range(x.ndim - 1))
+        mean, mean_square = x.mean(axes), jnp.square(x).mean(axes)
+        if self.axis_name is not None and not self.is_initializing():
+            mean, mean_square = lax.pmean((mean, mean_square), self.axis_name)
+        return mean, jnp.maximum(mean_square - jnp.square(mean), 0)
 
-    Its parameters are those of `nn.Conv`: `kernel` `[width, channels, features]`, `bias`.
+
+class PointConv(nn.Module):
+    """1x1 convolution without bias: `[..., channels]` to `[..., features]`.
+
+    Its parameter is that of `nn.Conv`: `kernel` `[1, 1, channels, features]`.
     """
 
     features: int
-    width: int
-    padding: int = 0
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x):
-        shape = (self.width, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        x = jnp.pad(x, ((0, 0), (self.padding, self.padding), (0, 0)))
-        # One product for all taps, then their sum, each shifted by its place. XLA's convolutions on
-        # the CPU are several times slower.
-        taps = jnp.einsum("btc,kcf->kbtf", x, kernel)
-        length = x.shape[1] - self.width + 1
-        return sum(taps[k, :, k : k + length] for k in range(self.width)) + bias
+        shape = (1, 1, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
+        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+        if not on_cpu():
+            return lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=_NHWC)
+        # Flat, since the gradients of a product with many batch axes are slow.
+        y = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
+        return y.reshape(*x.shape[:-1], self.features)
 
 
 class DenseHead(nn.Module):
@@ -55,6 +98,86 @@ class DenseHead(nn.Module):
         return nn.Dense(self.num_classes, dtype=self.dtype, name="classifier")(x).astype(
             jnp.float32
         )
+
+
+class Conv3x3(nn.Module):
+    """3x3 convolution with padding 1 and no bias: `[b, h, w, channels]` to `[b, h, w, features]`.
+
+    Its parameter is that of `nn.Conv`: `kernel` `[3, 3, channels, features]`.
+    """
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        shape = (3, 3, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
+        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+        return _conv_3x3_on_cpu(x, kernel) if on_cpu() else _conv_3x3(x, kernel)
+
+
+def _conv_3x3(x, kernel):
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_NHWC)
+
+
+@jax.custom_vjp
+def _conv_3x3_on_cpu(x, kernel):
+    """`_conv_3x3` with another gradient of the kernel, which is the slowest part of DenseNet."""
+    return _conv_3x3(x, kernel)
+
+
+def _conv_3x3_forward(x, kernel):
+    return _conv_3x3(x, kernel), (x, kernel)
+
+
+def _conv_3x3_backward(saved, dy):
+    x, kernel = saved
+    height, width, channels = x.shape[1:]
+    padded = jnp.pad(dy, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    columns = x.reshape(-1, channels).T
+    # One flat product for each tap: the input times the output's gradient, shifted the other way.
+    taps = [
+        columns @ padded[:, 2 - i : 2 - i + height, 2 - j : 2 - j + width].reshape(-1, dy.shape[-1])
+        for i in range(3)
+        for j in range(3)
+    ]
+    dx = _conv_3x3(dy, kernel[::-1, ::-1].swapaxes(2, 3))
+    return dx, jnp.stack(taps).reshape(kernel.shape)
+
+
+_conv_3x3_on_cpu.defvjp(_conv_3x3_forward, _conv_3x3_backward)
+
+
+def max_pool_time(x, size: int):
+    """Windows that do not overlap: `[batch, time, c]` to `[batch, time // size, c]`."""
+    if not on_cpu():
+        return nn.max_pool(x, (size,), strides=(size,))
+    batch, time, channels = x.shape
+    return x[:, : time // size * size].reshape(batch, -1, size, channels).max(axis=2)
+
+
+def max_pool_3x3(x):
+    """3x3 windows, stride 2, padding 1: `[batch, h, w, c]` to `[batch, (h+1)//2, (w+1)//2, c]`."""
+    if not on_cpu():
+        return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    for axis in (1, 2):
+        size = x.shape[axis]
+        pad = [(0, 0)] * 4
+        pad[axis] = (1, 1)
+        padded = jnp.pad(x, pad, constant_values=-jnp.inf)
+        parts = [lax.slice_in_dim(padded, i, i + size, 2, axis) for i in range(3)]
+        x = jnp.maximum(jnp.maximum(parts[0], parts[1]), parts[2])
+    return x
+
+
+def avg_pool_2x2(x):
+    """2x2 windows, stride 2: `[batch, h, w, c]` to `[batch, h // 2, w // 2, c]`."""
+    if not on_cpu():
+        return nn.avg_pool(x, (2, 2), strides=(2, 2))
+    batch, height, width, channels = x.shape
+    x = x[:, : height // 2 * 2, : width // 2 * 2]
+    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
 
 
 def pool_mean_max(x):

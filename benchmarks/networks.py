@@ -1,0 +1,390 @@
+"""Times the five networks: a train step (forward, backward, AdamW) and inference.
+
+    python benchmarks/networks.py --torch
+    python benchmarks/networks.py --networks=baseline_a_2d,densenet --batch=32,8 --repetitions=9
+    python benchmarks/networks.py --torch --dtype=bfloat16 --batch=256 --profile=traces
+
+What runs is the package's own train step and predict step, compiled as training compiles them, on
+stored features (uint8, int16) that already lie on the device. With --torch the same networks run in
+PyTorch (benchmarks/torch_networks.py), in alternation with ours. float32 means what each library
+does with it by default or better: on an NVIDIA GPU that is TF32, for both.
+
+Prints one JSON object: `{network: {"parameters", "train": {...}, "inference": [{...}, ...]},
+"machine": {...}}`. Each entry holds:
+
+batch            clips a step
+ours_s           seconds a step, the median of the repetitions; on an accelerator, one repetition is
+                 a chain of steps, so that the time to launch a step is hidden
+clips_per_s      batch / ours_s
+compile_s        the first call: tracing, compiling without the persistent cache, and one step
+gflop            XLA's count for one step, before its optimisations: the libraries' routines that it
+                 calls on a GPU count as nothing, and rewritten convolutions count more than asked
+gbyte            XLA's count of what the compiled step reads and writes, caches not considered
+gflop_per_s      gflop / ours_s
+share_of_peak    gflop_per_s / the matmul peak of this dtype, measured in the same run
+floor_s          the larger of gflop / matmul peak and gbyte / memory bandwidth
+floor_share      floor_s / ours_s: 1 means that nothing is left to gain
+torch_s, ratio   PyTorch's median, and the median of ours / PyTorch's over the pairs of repetitions;
+                 null without --torch
+"""
+
+import dataclasses
+import importlib
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+# Runs from a clone, whether or not the package is installed.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+# PyTorch needs a part of the GPU's memory.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from mgc_jax import cli, parallel, train
+from mgc_jax.errors import InputError
+from mgc_jax.features import ClipSettings
+from mgc_jax.models import MODELS, count_parameters
+
+_NETWORKS = flags.DEFINE_list("networks", sorted(MODELS), "Names of networks.")
+_BATCH = flags.DEFINE_list(
+    "batch",
+    [],
+    "Clips a train step: one number for all networks, or one for each of --networks. Default: the "
+    "config's, but 8 for densenet on a CPU.",
+)
+_INFERENCE_BATCH = flags.DEFINE_list(
+    "inference_batch", [], "Clips an inference step, all for each network; default: the config's, 1"
+)
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Type to compute in.")
+_REPETITIONS = flags.DEFINE_integer("repetitions", 5, "Repetitions to take medians of.", 1)
+_TORCH = flags.DEFINE_bool("torch", False, "Compare with PyTorch.")
+_PROFILE = flags.DEFINE_string(
+    "profile", None, "Folder for a profiler trace of each network's train step."
+)
+_SKIP_INFERENCE = flags.DEFINE_bool("skip_inference", False, "Train steps only.")
+
+_CLASSES = 8
+_PROFILED_STEPS = 3
+# Steps of one timing on an accelerator.
+_CHAIN = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What the measurements are judged by.
+
+    Attributes:
+        matmul_flop_per_s: peak in the type that the networks compute in.
+        bytes_per_s: of the memory.
+        chain: steps of one timing.
+    """
+
+    matmul_flop_per_s: float
+    bytes_per_s: float
+    chain: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A compiled step on one batch.
+
+    Attributes:
+        run: runs that many steps and waits for the last.
+        compile_s: seconds of the first call.
+        flop: of one step.
+        bytes_accessed: by one step.
+    """
+
+    run: Callable[[int], None]
+    compile_s: float
+    flop: float
+    bytes_accessed: float
+
+
+class Ours:
+    """One of our networks with its training state."""
+
+    def __init__(self, name: str, dtype: str):
+        self.config = importlib.import_module(f"configs.{name}").get_config()
+        self.config.dtype = dtype
+        self.settings = ClipSettings.from_config(self.config)
+        self.model = train.make_model(self.config, _CLASSES)
+        self._state = train.create_train_state(self.config, self.model)
+
+    @property
+    def parameters(self) -> int:
+        return count_parameters(self._state.variables)
+
+    def random_batch(self, size: int) -> dict[str, np.ndarray]:
+        """Clips as the input pipeline gives them."""
+        rng = np.random.default_rng(0)
+        ranges = {"mel": (0, 256, np.uint8), "waveform": (-32768, 32768, np.int16)}
+        batch = {"label": rng.integers(0, _CLASSES, size, np.int32)}
+        for feature in self.model.features:
+            low, high, dtype = ranges[feature]
+            batch[feature] = rng.integers(low, high, (size, *self.settings.shape(feature)), dtype)
+        return batch
+
+    def train_step(self, batch: Mapping[str, np.ndarray]) -> Step:
+        def function(state, batch):
+            return train.train_step(state, batch, self.model.features)
+
+        compiled = parallel.data_parallel(function, donate=True)
+        on_device = jax.device_put(batch)
+
+        def run(steps: int) -> None:
+            for _ in range(steps):
+                self._state, metrics = compiled(self._state, on_device)
+            jax.block_until_ready((self._state, metrics))
+
+        return _first_call(run, _count_flop(function, self._state, batch))
+
+    def predict_step(self, batch: Mapping[str, np.ndarray]) -> Step:
+        def function(variables, batch):
+            return train.predict_step(variables, batch, self.model)
+
+        compiled = train.compile_predict_step(self.model)
+        on_device, variables = jax.device_put(batch), self._state.variables
+
+        def run(steps: int) -> None:
+            for _ in range(steps):
+                log_probs = compiled(variables, on_device)
+            log_probs.block_until_ready()
+
+        return _first_call(run, _count_flop(function, variables, batch))
+
+
+def main(argv: list[str]) -> None:
+    cli.reject_arguments(argv)
+    if _TORCH.value and importlib.util.find_spec("torch") is None:
+        raise InputError("--torch needs PyTorch: pip install torch")
+    for name in _NETWORKS.value:
+        if name not in MODELS:
+            raise InputError(f"--networks={name!r} is unknown: one of {', '.join(MODELS)}")
+    jax.config.update("jax_enable_compilation_cache", False)
+    batch_sizes = _train_batch_sizes()
+    machine, facts = _measure_machine()
+    cli.log.info("machine: %s", json.dumps(facts))
+    results = {name: _measure_network(name, batch_sizes[name], machine) for name in _NETWORKS.value}
+    print(json.dumps(results | {"machine": facts}, indent=2))
+
+
+def _measure_network(name: str, train_batch_size: int, machine: Machine) -> dict:
+    ours = Ours(name, _DTYPE.value)
+    rival = _make_rival(name, ours) if _TORCH.value else None
+    batch = ours.random_batch(train_batch_size)
+    step = ours.train_step(batch)
+    entry = _measure(step, rival and rival.train_step(batch), train_batch_size, machine)
+    cli.log.info("%s train: %s", name, json.dumps(entry))
+    if _PROFILE.value:
+        with jax.profiler.trace(os.path.join(_PROFILE.value, name)):
+            step.run(_PROFILED_STEPS)
+    result = {"parameters": ours.parameters, "train": entry, "inference": []}
+    sizes = _integers(_INFERENCE_BATCH) or [ours.config.batch_size, 1]
+    for size in [] if _SKIP_INFERENCE.value else sizes:
+        batch = ours.random_batch(size)
+        step = ours.predict_step(batch)
+        entry = _measure(step, rival and rival.predict_step(batch), size, machine)
+        cli.log.info("%s inference: %s", name, json.dumps(entry))
+        result["inference"].append(entry)
+    return result
+
+
+def _measure(
+    step: Step, rival_run: Callable[[int], None] | None, batch_size: int, machine: Machine
+) -> dict:
+    """Times a step, in alternation with PyTorch's, and judges it."""
+    runs = [step.run, rival_run] if rival_run else [step.run]
+    for run in runs:
+        run(machine.chain)
+    rounds = [
+        [_seconds(run, machine.chain) / machine.chain for run in runs]
+        for _ in range(_REPETITIONS.value)
+    ]
+    ours_s = statistics.median(seconds[0] for seconds in rounds)
+    floor_s = max(step.flop / machine.matmul_flop_per_s, step.bytes_accessed / machine.bytes_per_s)
+    entry = {
+        "ours_s": ours_s,
+        "clips_per_s": batch_size / ours_s,
+        "compile_s": step.compile_s,
+        "gflop": step.flop / 1e9,
+        "gbyte": step.bytes_accessed / 1e9,
+        "gflop_per_s": step.flop / ours_s / 1e9,
+        "share_of_peak": step.flop / ours_s / machine.matmul_flop_per_s,
+        "floor_s": floor_s,
+        "floor_share": floor_s / ours_s,
+        "torch_s": None,
+        "ratio": None,
+    }
+    if rival_run:
+        entry["torch_s"] = statistics.median(theirs for _, theirs in rounds)
+        entry["ratio"] = statistics.median(ours / theirs for ours, theirs in rounds)
+    return {"batch": batch_size} | {key: _rounded(value) for key, value in entry.items()}
+
+
+def _make_rival(name: str, ours: Ours):
+    # Only now, after JAX has started: each then finds the CUDA libraries that it was built with.
+    from benchmarks import torch_networks
+
+    rival = torch_networks.Rival(
+        name,
+        mels=ours.settings.n_mels,
+        classes=_CLASSES,
+        learning_rate=ours.config.learning_rate,
+        weight_decay=ours.config.weight_decay,
+        bfloat16=_DTYPE.value == "bfloat16",
+        cuda=jax.default_backend() == "gpu",
+        threads=_cores(),
+    )
+    counts = ours.parameters, rival.parameters, torch_networks.PARAMETERS[name]
+    if len(set(counts)) > 1:
+        raise AssertionError(f"{name}: ours, PyTorch's and expected parameters differ: {counts}")
+    return rival
+
+
+def _first_call(run: Callable[[int], None], flop: float) -> Step:
+    """Compiles a step by running it once, and asks XLA about the program that this added."""
+    client = jax.devices()[0].client
+    before = client.live_executables()
+    compile_s = _seconds(run, 1)
+    added = [new for new in client.live_executables() if not any(new is old for old in before)]
+    return Step(run, compile_s, flop, max(map(_bytes_accessed, added)))
+
+
+def _count_flop(function: Callable, state, batch: Mapping[str, np.ndarray]) -> float:
+    """XLA's count for one call on one replica. Only JAX's CPU backend counts before compiling."""
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+    batch = {
+        name: jax.ShapeDtypeStruct((1, *array.shape), array.dtype) for name, array in batch.items()
+    }
+    replicas = jax.vmap(function, in_axes=(None, 0), out_axes=None, axis_name=parallel.AXIS)
+    with jax.default_device(jax.devices("cpu")[0]):
+        return jax.jit(replicas).lower(shapes, batch).cost_analysis()["flops"]
+
+
+def _bytes_accessed(executable) -> float:
+    analysis = executable.cost_analysis()
+    # A list with one entry a partition in some versions.
+    analysis = analysis[0] if isinstance(analysis, list) else analysis
+    return analysis.get("bytes accessed", 0.0)
+
+
+def _measure_machine() -> tuple[Machine, dict]:
+    chain = 1 if jax.default_backend() == "cpu" else _CHAIN
+    dtypes = dict.fromkeys(["float32", _DTYPE.value])
+    peaks = {dtype: _matmul_flop_per_s(dtype, chain) for dtype in dtypes}
+    machine = Machine(peaks[_DTYPE.value], _bytes_per_s(chain), chain)
+    packages = ["jax", "jaxlib", "flax", *(["torch"] if _TORCH.value else [])]
+    facts = {
+        "device": jax.devices()[0].device_kind,
+        "devices": jax.device_count(),
+        "processor": _processor(),
+        "cores": _cores(),
+        "dtype": _DTYPE.value,
+        "matmul_peak_gflops": {dtype: _rounded(peak / 1e9) for dtype, peak in peaks.items()},
+        "bandwidth_gb_per_s": _rounded(machine.bytes_per_s / 1e9),
+        "repetitions": _REPETITIONS.value,
+        "steps_per_repetition": chain,
+        "versions": {name: version(name) for name in packages}
+        | {"python": platform.python_version()},
+    }
+    return machine, facts
+
+
+def _matmul_flop_per_s(dtype: str, chain: int) -> float:
+    size = 2048 if chain == 1 else 8192
+    # Of random entries, as a GPU is faster on zeros; scaled so that a chain of products is finite.
+    x = jax.random.normal(jax.random.key(0), (size, size)) / np.sqrt(size)
+    x, factor = x.astype(dtype), x.astype(dtype)
+    multiply = jax.jit(jnp.matmul)
+
+    def run(steps: int) -> None:
+        y = x
+        for _ in range(steps):
+            y = multiply(y, factor)
+        y.block_until_ready()
+
+    return 2 * size**3 / _best_seconds(run, chain)
+
+
+def _bytes_per_s(chain: int) -> float:
+    """A large array is read and written, in place: fresh pages would cost a CPU more."""
+    x = jnp.ones(2**26 if chain == 1 else 2**28, jnp.float32)
+    size = 2 * x.nbytes
+    negate = jax.jit(jnp.negative, donate_argnums=0)
+
+    def run(steps: int) -> None:
+        nonlocal x
+        for _ in range(steps):
+            x = negate(x)
+        x.block_until_ready()
+
+    return size / _best_seconds(run, chain)
+
+
+def _best_seconds(run: Callable[[int], None], steps: int) -> float:
+    """Of one step; the best of ten, as a peak is what the machine can do undisturbed."""
+    run(1)
+    return min(_seconds(run, steps) for _ in range(10)) / steps
+
+
+def _seconds(run: Callable[[int], None], steps: int) -> float:
+    start = time.perf_counter()
+    run(steps)
+    return time.perf_counter() - start
+
+
+def _train_batch_sizes() -> dict[str, int]:
+    names, sizes = _NETWORKS.value, _integers(_BATCH)
+    if not sizes:
+        return {name: _default_batch_size(name) for name in names}
+    if len(sizes) not in (1, len(names)):
+        raise InputError(f"--batch: give one number, or {len(names)}, one for each network")
+    return dict(zip(names, sizes * (len(names) // len(sizes)), strict=True))
+
+
+def _default_batch_size(name: str) -> int:
+    if name == "densenet" and jax.default_backend() == "cpu":
+        return 8
+    return importlib.import_module(f"configs.{name}").get_config().batch_size
+
+
+def _integers(flag: flags.FlagHolder) -> list[int]:
+    if not all(text.isdecimal() and int(text) for text in flag.value):
+        raise InputError(f"--{flag.name}: positive numbers, separated by commas")
+    return [int(text) for text in flag.value]
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)
