@@ -7,7 +7,10 @@
 What runs is the package's own train step and predict step, compiled as training compiles them, on
 stored features (uint8, int16) that already lie on the device. With --torch the same networks run in
 PyTorch (benchmarks/torch_networks.py), in alternation with ours. float32 means what each library
-does with it by default or better: on an NVIDIA GPU that is TF32, for both.
+does with it by default or better: on an NVIDIA GPU that is TF32, for both. Run it on an idle
+machine: where other programs take its cores, PyTorch's threads wait for each other in busy loops
+and lose far more than ours; GOMP_SPINCOUNT=10000 in the environment bounds that, and costs PyTorch
+a tenth on idle cores.
 
 Prints one JSON object: `{network: {"parameters", "train": {...}, "inference": [{...}, ...]},
 "machine": {...}}`. Each entry holds:
@@ -17,8 +20,8 @@ ours_s           seconds a step, the median of the repetitions; on an accelerato
                  a chain of steps, so that the time to launch a step is hidden
 clips_per_s      batch / ours_s
 compile_s        the first call: tracing, compiling without the persistent cache, and one step
-gflop            XLA's count for one step, before its optimisations: the libraries' routines that it
-                 calls on a GPU count as nothing, and rewritten convolutions count more than asked
+gflop            XLA's count for one step as written, before its optimisations: after them, a GPU's
+                 library routines would count as nothing, and rewritten convolutions as too much
 gbyte            XLA's count of what the compiled step reads and writes, caches not considered
 gflop_per_s      gflop / ours_s
 share_of_peak    gflop_per_s / the matmul peak of this dtype, measured in the same run
@@ -26,6 +29,7 @@ floor_s          the larger of gflop / matmul peak and gbyte / memory bandwidth
 floor_share      floor_s / ours_s: 1 means that nothing is left to gain
 torch_s, ratio   PyTorch's median, and the median of ours / PyTorch's over the pairs of repetitions;
                  null without --torch
+ratio_of_best    our fastest repetition / PyTorch's; far from ratio means that the machine was busy
 """
 
 import dataclasses
@@ -78,6 +82,7 @@ _CLASSES = 8
 _PROFILED_STEPS = 3
 # Steps of one timing on an accelerator.
 _CHAIN = 20
+_LOAD_AT_START = round(os.getloadavg()[0], 2)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,10 +231,13 @@ def _measure(
         "floor_share": floor_s / ours_s,
         "torch_s": None,
         "ratio": None,
+        "ratio_of_best": None,
     }
     if rival_run:
         entry["torch_s"] = statistics.median(theirs for _, theirs in rounds)
         entry["ratio"] = statistics.median(ours / theirs for ours, theirs in rounds)
+        ours_best, theirs_best = map(min, zip(*rounds, strict=True))
+        entry["ratio_of_best"] = ours_best / theirs_best
     return {"batch": batch_size} | {key: _rounded(value) for key, value in entry.items()}
 
 
@@ -291,6 +299,7 @@ def _measure_machine() -> tuple[Machine, dict]:
         "devices": jax.device_count(),
         "processor": _processor(),
         "cores": _cores(),
+        "load_average_at_start": _LOAD_AT_START,
         "dtype": _DTYPE.value,
         "matmul_peak_gflops": {dtype: _rounded(peak / 1e9) for dtype, peak in peaks.items()},
         "bandwidth_gb_per_s": _rounded(machine.bytes_per_s / 1e9),

@@ -62,6 +62,7 @@ def use_compilation_cache(folder: str | os.PathLike) -> None:
     """Keeps compiled functions in a folder, or in JAX_COMPILATION_CACHE_DIR where that is set."""
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", os.fspath(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def describe_devices() -> str:

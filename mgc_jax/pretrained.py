@@ -137,8 +137,8 @@ def _read_run(workdir: Path, model_name: str) -> dict[str, np.ndarray]:
         raise
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         # What json, ml_collections and orbax raise for a damaged file is any of these.
-        first_line = str(error).strip().partition("\n")[0]
-        raise InputError(f"{workdir}: cannot read this run: {first_line}") from error
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise InputError(f"{workdir}: cannot read this run: {reason}") from error
     leaves = flatten_dict(variables).items()
     return {_torch_name(key): _to_torch(np.asarray(leaf)) for key, leaf in leaves}
 

@@ -145,7 +145,6 @@ def train(config: ConfigDict, workdir: Path, dataset: "ClipDataset") -> None:
         elif config.init_from:
             variables = load_weights(config.init_from, config.model, state.variables)
             state = parallel.replicate(state.replace(**variables))
-            cli.log.info("starting from the weights in %s", config.init_from)
         step_fn = parallel.data_parallel(
             lambda state, batch: train_step(state, batch, model.features), donate=True
         )

@@ -83,6 +83,35 @@ def test_same_command_again_says_complete(finished):
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
+def test_compiled_functions_are_kept_beside_the_workdir(finished):
+    workdir, _, _ = finished
+    assert list((workdir.parent / "jax_cache").iterdir())
+
+
+def test_training_starts_from_another_run(finished, tmp_path):
+    workdir, flags, _ = finished
+    flags = [flag for flag in flags if not flag.startswith(("--workdir", "--config.num_epochs"))]
+    done = call(
+        "main",
+        *flags,
+        f"--workdir={tmp_path / 'tuned'}",
+        "--config.num_epochs=1",
+        f"--config.init_from={workdir}",
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"weights   {workdir}" in done.stderr
+    tuned, fresh = ((w / "metrics.jsonl").read_text() for w in (tmp_path / "tuned", workdir))
+    loss = json.loads(tuned.splitlines()[0])["loss"]
+    assert loss < json.loads(fresh.splitlines()[0])["loss"] - 0.3
+
+
+def test_models_command_prints_sizes():
+    done = call("models", "baseline_a_2d", "baseline_b")
+    assert done.returncode == 0, done.stderr
+    assert "baseline_a_2d    661,058 parameters   0.081 GFLOP" in done.stdout
+    assert "conv2" in done.stdout and "1,252,162" in done.stdout
+
+
 def test_eval_mode_writes_the_same_report(finished):
     workdir, flags, _ = finished
     before = json.loads((workdir / "report" / "metrics.json").read_text())

@@ -1,6 +1,7 @@
 """Foreign weights: networks in plain numpy, on the arrays as PyTorch names and lays them out."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -322,8 +323,9 @@ def test_torchvision_old_spelling(save, densenet121):
     expected = load_weights(save(state), "densenet", given)
     assert_equal(load_weights(save(old), "densenet", given), expected)
     twice = old | {"features.denseblock1.denselayer1.norm1.bias": np.zeros(64, np.float32)}
+    path = save(twice)
     message = "tensor 'features.denseblock1.denselayer1.norm.1.bias' [64] is unknown"
-    assert_error(save(twice), "densenet", given, message)
+    assert_error(path, "densenet", given, f"{path} does not fit densenet: {message}")
 
 
 def test_fusionnet_from_a_densenet_and_whole(save, densenet121, lines):
@@ -454,7 +456,7 @@ def test_densenet_run_to_fusionnet(tmp_path):
 def assert_error(path, name, given, message):
     with pytest.raises(InputError) as error:
         load_weights(path, name, given)
-    assert message in str(error.value) and "\n" not in str(error.value)
+    assert str(error.value).startswith(message) and "\n" not in str(error.value)
 
 
 def without(*names):
@@ -525,11 +527,12 @@ def test_wrong_densenet_is_named(save, densenet121):
     assert_error(wide, "densenet", given, f"{wide} does not fit densenet: {message}")
     assert_error(wide, "fusionnet", fresh("fusionnet"), f"{wide} does not fit fusionnet: {message}")
     layer = "features.denseblock2.denselayer4.norm1"
-    longer = save(random_state(densenet_shapes(**SMALL) | norm(layer, 4)))
-    small = fresh("densenet", **SMALL)
-    assert_error(longer, "densenet", small, f"tensor '{layer}.bias' [4] is unknown")
+    path = save(random_state(densenet_shapes(**SMALL) | norm(layer, 4)))
+    message = f"{path} does not fit densenet: tensor '{layer}.bias' [4] is unknown"
+    assert_error(path, "densenet", fresh("densenet", **SMALL), message)
+    path = save(random_state(A_2D))
     message = "tensor 'features.conv0.weight' [64, 1, 7, 7] is missing"
-    assert_error(save(random_state(A_2D)), "densenet", given, message)
+    assert_error(path, "densenet", given, f"{path} does not fit densenet: {message}")
 
 
 def test_unreadable_file(tmp_path):
@@ -562,19 +565,29 @@ def test_unfit_run(run, tmp_path):
     assert not (broken / "checkpoints").exists()
     (broken / "checkpoints" / "best").mkdir(parents=True)
     assert_error(broken, "baseline_a_2d", stored, "no checkpoint in")
-    (broken / "genres.json").write_text("[")
-    assert_error(broken, "baseline_a_2d", stored, f"{broken}: cannot read this run: ")
+    message = f"{broken}: cannot read this run: "
+    for config in ("", "[]", "{}", '{"model": "baseline_a_2d"}', "null"):
+        (broken / "config.json").write_text(config)
+        assert_error(broken, "baseline_a_2d", stored, message)
+    (broken / "config.json").write_text((workdir / "config.json").read_text())
+    for genres in ("[", "3"):
+        (broken / "genres.json").write_text(genres)
+        assert_error(broken, "baseline_a_2d", stored, message)
 
 
 def test_damaged_checkpoint(run, tmp_path):
-    """A checkpoint of other shapes than its config says."""
+    """Of other layers than the config says; without its arrays."""
     workdir, stored = run
-    broken = tmp_path / "broken"
-    broken.mkdir()
-    (broken / "config.json").write_text((workdir / "config.json").read_text())
-    (broken / "genres.json").write_text('["one"]')
-    (broken / "checkpoints").symlink_to(workdir / "checkpoints")
-    assert_error(broken, "baseline_a_2d", stored, f"{broken}: cannot read this run: ")
+    broken = shutil.copytree(workdir, tmp_path / "broken")
+    message = f"{broken}: cannot read this run: "
+    config = json.loads((broken / "config.json").read_text())
+    config |= {"model": "densenet", "model_overrides": SMALL}
+    (broken / "config.json").write_text(json.dumps(config))
+    assert_error(broken, "densenet", stored, message)
+    shutil.copy(workdir / "config.json", broken)
+    load_weights(broken, "baseline_a_2d", stored)
+    shutil.rmtree(broken / "checkpoints" / "best" / "3" / "variables")
+    assert_error(broken, "baseline_a_2d", stored, message)
 
 
 def test_loads_no_tensorflow():

@@ -69,6 +69,16 @@ def test_resumed_run_equals_the_uninterrupted_one(whole_run, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, best, expected_best)
 
 
+def test_bfloat16_learns_as_float32_does(whole_run, tmp_path):
+    config, whole = whole_run
+    config = config.copy_and_resolve_references()
+    config.dtype = "bfloat16"
+    train.train(config, tmp_path, open_dataset(config, ("mel",)))
+    losses = [[line["loss"] for line in read_log(w, "train")] for w in (whole, tmp_path)]
+    assert losses[0] != losses[1]
+    np.testing.assert_allclose(*losses, rtol=0.1)
+
+
 def test_step_is_adamw_on_the_cross_entropy(config, dataset):
     """One step against optax and jax.grad without pmap."""
     config.weight_decay = 0.1
