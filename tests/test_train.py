@@ -76,7 +76,7 @@ def test_bfloat16_learns_as_float32_does(whole_run, tmp_path):
     train.train(config, tmp_path, open_dataset(config, ("mel",)))
     losses = [[line["loss"] for line in read_log(w, "train")] for w in (whole, tmp_path)]
     assert losses[0] != losses[1]
-    np.testing.assert_allclose(*losses, rtol=0.1)
+    np.testing.assert_allclose(*losses, rtol=0.1, atol=0.05)
 
 
 def test_step_is_adamw_on_the_cross_entropy(config, dataset):
