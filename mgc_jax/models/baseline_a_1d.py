@@ -17,7 +17,7 @@ reconstruction with exactly its number of parameters; strides and pools are our 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from mgc_jax.models.layers import BatchNorm, DenseHead
+from mgc_jax.models.layers import BatchNorm, DenseHead, max_pool_time, pad_time
 
 # Channels, kernel, stride, padding, max-pool.
 _LAYERS = (
@@ -39,9 +39,10 @@ class WaveformTrunk(nn.Module):
     def __call__(self, waveform, train: bool):
         x = waveform[..., None]
         for i, (channels, width, stride, padding, pool) in enumerate(_LAYERS):
-            x = nn.Conv(channels, (width,), stride, padding, dtype=self.dtype, name=f"conv{i}")(x)
+            conv = nn.Conv(channels, (width,), stride, "VALID", dtype=self.dtype, name=f"conv{i}")
+            x = conv(pad_time(x, padding))
             norm = BatchNorm(not train, axis_name=self.axis_name, dtype=self.dtype, name=f"norm{i}")
-            x = nn.max_pool(nn.relu(norm(x)), (pool,), strides=(pool,))
+            x = max_pool_time(nn.relu(norm(x)), pool)
         return x
 
 

@@ -17,7 +17,7 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
-from mgc_jax.models.layers import BatchNorm, DenseHead, pool_mean_max
+from mgc_jax.models.layers import BatchNorm, DenseHead, pad_time, pool_mean_max
 
 
 class BaselineB(nn.Module):
@@ -32,12 +32,12 @@ class BaselineB(nn.Module):
     @nn.compact
     def __call__(self, mel, train: bool):
         """`mel` `[batch, frames, mels] float32` in [-1, 1] to logits `[batch, classes] float32`."""
-        conv = partial(nn.Conv, 256, (4,), dtype=self.dtype)
+        conv = partial(nn.Conv, 256, (4,), padding="VALID", dtype=self.dtype)
         norm = partial(
             BatchNorm, use_running_average=not train, dtype=self.dtype, axis_name=self.axis_name
         )
-        a = nn.relu(norm(name="norm0")(conv(padding=0, name="conv0")(mel)))
-        c = nn.relu(norm(name="norm1")(conv(padding=2, name="conv1")(a)))
-        c = norm(name="norm2")(conv(padding=1, name="conv2")(c))
+        a = nn.relu(norm(name="norm0")(conv(name="conv0")(mel)))
+        c = nn.relu(norm(name="norm1")(conv(name="conv1")(pad_time(a, 2))))
+        c = norm(name="norm2")(conv(name="conv2")(pad_time(c, 1)))
         x = pool_mean_max(nn.relu(a + c))
         return DenseHead((300, 150), self.num_classes, self.dtype, name="head")(x)

@@ -31,7 +31,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from mgc_jax.models.layers import BatchNorm, Conv3x3, PointConv, avg_pool_2x2, max_pool_3x3
+from mgc_jax.models.layers import BatchNorm, PointConv, avg_pool_2x2, max_pool_3x3
 
 
 class DenseLayer(nn.Module):
@@ -40,6 +40,7 @@ class DenseLayer(nn.Module):
     growth_rate: int
     bn_size: int
     dtype: jnp.dtype
+    conv: Any
     norm: Any
 
     @nn.compact
@@ -47,7 +48,7 @@ class DenseLayer(nn.Module):
         y = nn.relu(self.norm(name="norm1")(x))
         y = PointConv(self.bn_size * self.growth_rate, self.dtype, name="conv1")(y)
         y = nn.relu(self.norm(name="norm2")(y))
-        y = Conv3x3(self.growth_rate, self.dtype, name="conv2")(y)
+        y = self.conv(self.growth_rate, (3, 3), padding=1, name="conv2")(y)
         return jnp.concatenate([x, y], axis=-1)
 
 
@@ -76,25 +77,19 @@ class DenseNetFeatures(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool):
+        conv = partial(
+            nn.Conv, use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.he_normal()
+        )
         norm = partial(
             BatchNorm, use_running_average=not train, dtype=self.dtype, axis_name=self.axis_name
         )
-        x = nn.Conv(
-            self.initial_features,
-            (7, 7),
-            strides=2,
-            padding=3,
-            use_bias=False,
-            dtype=self.dtype,
-            kernel_init=nn.initializers.he_normal(),
-            name="conv0",
-        )(x)
+        x = conv(self.initial_features, (7, 7), strides=2, padding=3, name="conv0")(x)
         x = nn.relu(norm(name="norm0")(x))
         x = max_pool_3x3(x)
         for i, size in enumerate(self.block_sizes, start=1):
             for j in range(1, size + 1):
                 name = f"denseblock{i}_denselayer{j}"
-                x = DenseLayer(self.growth_rate, self.bn_size, self.dtype, norm, name=name)(x)
+                x = DenseLayer(self.growth_rate, self.bn_size, self.dtype, conv, norm, name=name)(x)
             if i < len(self.block_sizes):
                 x = Transition(self.dtype, norm, name=f"transition{i}")(x)
         return nn.relu(norm(name="norm5")(x)).mean(axis=(1, 2))

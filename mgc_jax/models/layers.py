@@ -100,53 +100,12 @@ class DenseHead(nn.Module):
         )
 
 
-class Conv3x3(nn.Module):
-    """3x3 convolution with padding 1 and no bias: `[b, h, w, channels]` to `[b, h, w, features]`.
+def pad_time(x, size: int):
+    """Zeros before and after: `[batch, time, channels]` to `[batch, time + 2 * size, channels]`.
 
-    Its parameter is that of `nn.Conv`: `kernel` `[3, 3, channels, features]`.
+    For a convolution without padding of its own, whose gradient is many times slower on the CPU.
     """
-
-    features: int
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x):
-        shape = (3, 3, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
-        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
-        return _conv_3x3_on_cpu(x, kernel) if on_cpu() else _conv_3x3(x, kernel)
-
-
-def _conv_3x3(x, kernel):
-    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=_NHWC)
-
-
-@jax.custom_vjp
-def _conv_3x3_on_cpu(x, kernel):
-    """`_conv_3x3` with another gradient of the kernel, which is the slowest part of DenseNet."""
-    return _conv_3x3(x, kernel)
-
-
-def _conv_3x3_forward(x, kernel):
-    return _conv_3x3(x, kernel), (x, kernel)
-
-
-def _conv_3x3_backward(saved, dy):
-    x, kernel = saved
-    height, width, channels = x.shape[1:]
-    padded = jnp.pad(dy, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    columns = x.reshape(-1, channels).T
-    # One flat product for each tap: the input times the output's gradient, shifted the other way.
-    taps = [
-        columns @ padded[:, 2 - i : 2 - i + height, 2 - j : 2 - j + width].reshape(-1, dy.shape[-1])
-        for i in range(3)
-        for j in range(3)
-    ]
-    dx = _conv_3x3(dy, kernel[::-1, ::-1].swapaxes(2, 3))
-    return dx, jnp.stack(taps).reshape(kernel.shape)
-
-
-_conv_3x3_on_cpu.defvjp(_conv_3x3_forward, _conv_3x3_backward)
+    return jnp.pad(x, ((0, 0), (size, size), (0, 0)))
 
 
 def max_pool_time(x, size: int):
