@@ -106,7 +106,7 @@ class _ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             for i, clip in enumerate(clips):
                 yield f"{track.track_id}_{i}", {**clip, **labels, "clip": i}
         if not counts["tracks"]:
-            raise InputError(self._explain_empty(split, len(tracks)))
+            raise InputError(_explain_empty(f"{split} split", len(tracks), self._skipped))
         self.info.metadata["splits"][split] = dict(counts)
         self._write_skipped()
         if split == SPLITS[-1]:
@@ -114,10 +114,12 @@ class _ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _check_against_librosa(self) -> dict[str, float]:
         """Compares the first track that decodes with librosa, whose features ours must equal."""
+        failures = []
         for track in self._tracks:
             try:
                 found = deviation_from_librosa(track.path, self._settings)
-            except InputError:
+            except InputError as error:
+                failures.append((*track, str(error)))
                 continue
             if (
                 found["mel_db"] > _MAX_MEL_DEVIATION_DB
@@ -128,24 +130,21 @@ class _ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                     "versions do not fit together, install with constraints.txt"
                 )
             return found
-        raise InputError(self._explain_empty("any", len(self._tracks)))
-
-    def _explain_empty(self, split: str, listed: int) -> str:
-        reason = (
-            f"; the first one: {self._skipped[-1][1]}: {self._skipped[-1][-1]}"
-            if self._skipped
-            else ""
-        )
-        return (
-            f"no usable track for the {split} split: {listed} listed, none could be read{reason}. "
-            "Check that --audio_dir holds the MP3s in FMA's layout (000/000002.mp3)"
-        )
+        raise InputError(_explain_empty("data set", len(self._tracks), failures))
 
     def _write_skipped(self) -> None:
         with open(Path(self.data_path) / SKIPPED_FILE, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow((*Track._fields, "reason"))
             writer.writerows(self._skipped)
+
+
+def _explain_empty(what: str, listed: int, failures: Sequence[tuple]) -> str:
+    first = f" ({failures[0][1]}: {failures[0][-1]})" if failures else ""
+    return (
+        f"no usable track in the {what}: {listed} listed, none could be read{first}. "
+        "Check that --audio_dir holds the MP3s in FMA's layout (000/000002.mp3)"
+    )
 
 
 class FmaSmall(_ClipBuilder):
