@@ -43,6 +43,7 @@ CURVES = (
     ("validation", "top1", "validation top-1", "#D55E00", "o-"),
     ("validation", "f1", "validation F1", "#009E73", "o--"),
 )
+FMA_SMALL_TRACKS = 8_000
 MAX_SKIPPED_ROWS = 50
 PNG_URI = "data:image/png;base64,"
 FIX = "train the run, evaluate it, then make the report again"
@@ -311,6 +312,11 @@ def _source_places(model: str, metrics: Mapping, data: Mapping) -> dict[str, str
     if data["synthetic"] or data["dataset"] != "fma_small":
         music = "a demo on synthesised music" if data["synthetic"] else f"on {data['dataset']}"
         notes.append(f"This run is {music}, not on FMA small: the rows cannot be compared.")
+    elif data["tracks_listed"] != FMA_SMALL_TRACKS:
+        notes.append(
+            f"This run's data set lists {data['tracks_listed']:,} tracks, FMA small "
+            f"{FMA_SMALL_TRACKS:,}: it is other music, and the rows cannot be compared."
+        )
     if data["skipped"]:
         notes.append(f"This run left out {len(data['skipped']):,} tracks that it could not use.")
     head = ("Scores", *(SCORES[key] for key in SOURCE_KEYS))

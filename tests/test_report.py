@@ -147,7 +147,8 @@ def test_published_row_stands_beside_this_run(no_pictures, workdir):
     assert ["Published, FMA small (test)", "0.553", "0.888", "0.548", "0.557"] in rows
     assert ["This run, tracks (test)", "0.645", "0.685", "0.665", "0.675"] in rows
     assert "on fma_medium, not on FMA small" in page
-    assert "not on FMA small" not in _write(workdir)
+    assert "FMA small 8,000: it is other music" in _write(workdir)  # lists 6,416 tracks
+    assert "cannot be compared" not in _write(workdir, tracks_listed=8000)
 
 
 def test_unknown_network_has_no_published_row(no_pictures, workdir):
