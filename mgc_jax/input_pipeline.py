@@ -18,13 +18,13 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
+from mgc_jax.datasets import VERSION
 from mgc_jax.errors import InputError
 from mgc_jax.features import ClipSettings
 
 # tf.data only moves bytes for the CPU here; no GPU memory may go to TensorFlow.
 tf.config.set_visible_devices([], "GPU")
 
-_VERSION = "1.0.0"
 _LABELS = ("label", "track_id", "clip")
 # A TFRecord is: length (8 bytes), its CRC (4), the data, their CRC (4).
 _RECORD_HEAD, _RECORD_TAIL = 12, 4
@@ -167,7 +167,7 @@ class ClipDataset(NamedTuple):
 
 def dataset_path(config: ConfigDict, feature_names: tuple[str, ...]) -> Path:
     """Where a config's records for these features are, or would be."""
-    return Path(config.data_dir) / config.dataset / "_".join(feature_names) / _VERSION
+    return Path(config.data_dir) / config.dataset / "_".join(feature_names) / VERSION
 
 
 def open_dataset(config: ConfigDict, feature_names: tuple[str, ...]) -> ClipDataset:

@@ -43,28 +43,15 @@ class Predictor:
             InputError: the workdir holds no run, or no finished epoch.
         """
         import jax
-        from ml_collections import ConfigDict
 
         from mgc_jax import parallel, train
-        from mgc_jax.checkpoints import Checkpoints
-        from mgc_jax.features import ClipSettings
 
-        workdir = Path(workdir)
-        for name in ("config.json", "genres.json"):
-            if not (workdir / name).is_file():
-                raise InputError(
-                    f"--workdir={workdir} holds no trained run: there is no {name} in it"
-                )
-        parallel.use_compilation_cache(workdir.absolute().parent / "jax_cache")
-        config = ConfigDict(json.loads((workdir / "config.json").read_text()))
-        self.genres = json.loads((workdir / "genres.json").read_text())
-        self._settings = ClipSettings.from_config(config)
-        model = train.make_model(config, len(self.genres))
-        self._features = model.features
-        shapes = jax.eval_shape(lambda: train.init_variables(model, self._settings, config.seed))
-        with Checkpoints(workdir) as checkpoints:
-            self._variables = parallel.replicate(checkpoints.restore_best(shapes))
-        self._predict_step = train.compile_predict_step(model)
+        workdir = Path(workdir).absolute()
+        parallel.use_compilation_cache(workdir.parent / "jax_cache")
+        run = train.load_run(workdir)
+        self.genres, self._settings, self._features = run.genres, run.settings, run.model.features
+        self._variables = parallel.replicate(run.variables)
+        self._predict_step = train.compile_predict_step(run.model)
         self._batch_size = math.lcm(_BATCH_SIZE, jax.device_count())
 
     def predict(self, path: str | os.PathLike) -> dict[str, float]:

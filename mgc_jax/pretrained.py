@@ -31,13 +31,11 @@ torchvision's old spelling `denselayer1.norm.1`. `num_batches_tracked` has no co
 classifier of another number of classes stays fresh; any other difference is an error.
 """
 
-import json
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -45,9 +43,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from mgc_jax import cli
-from mgc_jax.checkpoints import Checkpoints
 from mgc_jax.errors import InputError
-from mgc_jax.features import ClipSettings
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 _OLD_SPELLING = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
@@ -115,31 +111,15 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
 
 def _read_run(workdir: Path, model_name: str) -> dict[str, np.ndarray]:
     """The best checkpoint of a run as a state dict, so that one code checks both sources."""
-    from ml_collections import ConfigDict
+    from mgc_jax import train  # which imports this module
 
-    from mgc_jax import train  # which may import this module
-
-    for part in ("config.json", "genres.json", "checkpoints/best"):
-        if not (workdir / part).exists():
-            raise InputError(f"{workdir} holds no trained run: there is no {part} in it")
-    try:
-        config = ConfigDict(json.loads((workdir / "config.json").read_text()))
-        genres = json.loads((workdir / "genres.json").read_text())
-        if config.model != model_name and (config.model, model_name) != ("densenet", "fusionnet"):
-            raise InputError(
-                f"{workdir} holds a run of {config.model}, whose weights do not fit {model_name}"
-            )
-        model, settings = train.make_model(config, len(genres)), ClipSettings.from_config(config)
-        shapes = jax.eval_shape(lambda: train.init_variables(model, settings, config.seed))
-        with Checkpoints(workdir) as checkpoints:
-            variables = checkpoints.restore_best(shapes)
-    except InputError:
-        raise
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        # What json, ml_collections and orbax raise for a damaged file is any of these.
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise InputError(f"{workdir}: cannot read this run: {reason}") from error
-    leaves = flatten_dict(variables).items()
+    run = train.load_run(workdir)
+    stored = run.config.model
+    if stored != model_name and (stored, model_name) != ("densenet", "fusionnet"):
+        raise InputError(
+            f"{workdir} holds a run of {stored}, whose weights do not fit {model_name}"
+        )
+    leaves = flatten_dict(run.variables).items()
     return {_torch_name(key): _to_torch(np.asarray(leaf)) for key, leaf in leaves}
 
 

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from mgc_jax import cli, features, models, parallel, report, train
 from mgc_jax.checkpoints import Checkpoints
+from mgc_jax.datasets import builders
 from mgc_jax.errors import InputError
 from mgc_jax.evaluate import predict_split, write_evaluation
 from mgc_jax.input_pipeline import ClipDataset, dataset_path, open_dataset
@@ -123,8 +124,6 @@ def _flatten(tree: dict, prefix: str = "") -> dict:
 def _make_demo_if_missing(config: ConfigDict, feature_names: tuple[str, ...]) -> None:
     """The demo needs nothing from the user, so it is not asked for."""
     if config.dataset == "demo" and not dataset_path(config, feature_names).exists():
-        from mgc_jax.datasets import builders
-
         builders.prepare(config, feature_names, workers=os.cpu_count())
 
 
@@ -155,16 +154,11 @@ def _announce(config: ConfigDict, workdir: Path, dataset: ClipDataset) -> int:
 
 def _evaluate(config: ConfigDict, workdir: Path, dataset: ClipDataset) -> dict:
     """Scores the best checkpoint on the test split."""
-    model = train.make_model(config, len(dataset.genres))
-    with Checkpoints(workdir) as checkpoints:
-        variables = train.init_variables(
-            model, features.ClipSettings.from_config(config), config.seed
-        )
-        variables = parallel.replicate(checkpoints.restore_best(variables))
-        epoch = checkpoints.best["epoch"]
-    predict_fn = train.compile_predict_step(model)
+    best = train.load_run(workdir)
+    predict_fn = train.compile_predict_step(best.model)
+    variables = parallel.replicate(best.variables)
     predictions = predict_split(predict_fn, variables, dataset.splits["test"], config.batch_size)
-    return write_evaluation(workdir, predictions, dataset.genres, epoch)
+    return write_evaluation(workdir, predictions, dataset.genres, best.epoch)
 
 
 def _examples(dataset: ClipDataset, feature: str, top_db: float) -> list[tuple[str, np.ndarray]]:
@@ -172,7 +166,10 @@ def _examples(dataset: ClipDataset, feature: str, top_db: float) -> list[tuple[s
     test = dataset.splits["test"]
     labels, rows = np.unique(test.labels["label"], return_index=True)
     stored = test.gather(rows)[feature]
-    arrays = features.decode_mel(stored, top_db) if feature == "mel" else stored / np.float32(32768)
+    if feature == "mel":
+        arrays = features.decode_mel(stored, top_db)
+    else:
+        arrays = features.to_network_input(feature, stored)
     titles = [
         f"{dataset.genres[label]} (track {test.labels['track_id'][row]})"
         for label, row in zip(labels, rows, strict=True)
@@ -183,8 +180,7 @@ def _examples(dataset: ClipDataset, feature: str, top_db: float) -> list[tuple[s
 def _describe_data(config: ConfigDict, dataset: ClipDataset) -> dict:
     """What was read, used and skipped when the data set was prepared."""
     splits = dataset.metadata["splits"]
-    skipped = dataset.path / "skipped.csv"
-    with open(skipped, newline="", encoding="utf-8") as file:
+    with open(dataset.path / builders.SKIPPED_FILE, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return {
         "dataset": config.dataset,

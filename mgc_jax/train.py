@@ -3,11 +3,12 @@
 Importing this module loads no TensorFlow, so that the step also runs on a machine that has none.
 """
 
+import json
+import os
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -72,6 +73,44 @@ def create_train_state(config: ConfigDict, model: nn.Module) -> TrainState:
         tx=optax.adamw(config.learning_rate, weight_decay=config.weight_decay),
     )
     return parallel.replicate(state)
+
+
+class TrainedRun(NamedTuple):
+    """What a workdir holds of a run: its network with the weights of its best epoch."""
+
+    config: ConfigDict
+    genres: list[str]
+    settings: ClipSettings
+    model: nn.Module
+    variables: dict
+    epoch: int
+
+
+def load_run(workdir: str | os.PathLike) -> TrainedRun:
+    """Loads the best checkpoint of a run, as the run's own config says; nothing else is needed.
+
+    Raises:
+        InputError: the workdir holds no run, no finished epoch, or damaged files.
+    """
+    workdir = Path(workdir)
+    for part in ("config.json", "genres.json", "checkpoints/best"):
+        if not (workdir / part).exists():
+            raise InputError(f"{workdir} holds no trained run: there is no {part} in it")
+    try:
+        config = ConfigDict(json.loads((workdir / "config.json").read_text()))
+        genres = json.loads((workdir / "genres.json").read_text())
+        model, settings = make_model(config, len(genres)), ClipSettings.from_config(config)
+        shapes = jax.eval_shape(lambda: init_variables(model, settings, config.seed))
+        with Checkpoints(workdir) as checkpoints:
+            variables = checkpoints.restore_best(shapes)
+            epoch = checkpoints.best["epoch"]
+    except InputError:
+        raise
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        # What json, ml_collections and orbax raise for a damaged file is any of these.
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise InputError(f"{workdir}: cannot read this run: {reason}") from error
+    return TrainedRun(config, genres, settings, model, variables, epoch)
 
 
 def train_step(state: TrainState, batch: Mapping[str, jax.Array], features: tuple[str, ...]):
@@ -174,14 +213,13 @@ def train(config: ConfigDict, workdir: Path, dataset: "ClipDataset") -> None:
 
 def _train_epoch(step_fn, state, batches, steps: int, name: str) -> tuple[TrainState, dict]:
     """Runs one epoch; its metrics stay on the device until the end."""
-    history, in_flight = [], deque()
+    history = []
     with cli.progress_bar(total=steps, description=name, unit="step", leave=False) as bar:
         for _ in range(steps):
             state, metrics = step_fn(state, next(batches))
             history.append(metrics)
-            in_flight.append(metrics)
-            if len(in_flight) > _STEPS_IN_FLIGHT:
-                in_flight.popleft()["loss"].block_until_ready()
+            if len(history) > _STEPS_IN_FLIGHT:
+                history[-1 - _STEPS_IN_FLIGHT]["loss"].block_until_ready()
             bar.update()
     history = jax.device_get(history)
     return state, {name: float(np.mean([m[name] for m in history])) for name in history[0]}

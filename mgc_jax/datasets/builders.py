@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
-from mgc_jax import cli
+from mgc_jax import cli, datasets
 from mgc_jax.datasets import demo
 from mgc_jax.datasets.clips import deviation_from_librosa, extract_all
 from mgc_jax.datasets.tracks import SPLITS, Track, genres_of, read_fma
@@ -35,7 +35,7 @@ _MAX_WAVEFORM_DEVIATION = 1e-6
 class _ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Decodes tracks and writes their clips; lists what could not be used in `skipped.csv`."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version(datasets.VERSION)
     BUILDER_CONFIGS = [
         tfds.core.BuilderConfig(name="mel", description="Log-mel pictures."),
         tfds.core.BuilderConfig(name="waveform", description="Waveforms."),
