@@ -54,11 +54,14 @@ def test_cpu_forms_equal_the_plain_ones(shape, monkeypatch):
     x = jax.random.normal(jax.random.key(0), shape)
     point = layers.PointConv(5)
     variables = point.init(jax.random.key(1), x)
+    stem = layers.StemConv(4)
+    stem_variables = stem.init(jax.random.key(2), x[..., :1])
     functions = (
         layers.max_pool_3x3,
         layers.avg_pool_2x2,
         lambda x: layers.max_pool_time(x[:, 0], 2),
         lambda x: point.apply(variables, x),
+        lambda x: stem.apply(stem_variables, x[..., :1]),
     )
     for function in functions:
         found = []

@@ -29,13 +29,21 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
-from mgc_jax.models.layers import BatchNorm, PointConv, avg_pool_2x2, max_pool_3x3
+from mgc_jax.models.layers import (
+    BatchNorm,
+    PointConv,
+    StemConv,
+    avg_pool_2x2,
+    batch_moments,
+    max_pool_3x3,
+)
 
 
 class DenseLayer(nn.Module):
-    """`[batch, height, width, c]` to `[batch, height, width, c + growth_rate]`."""
+    """What a layer adds: `[batch, height, width, c]` to `[batch, height, width, growth_rate]`."""
 
     growth_rate: int
     bn_size: int
@@ -44,12 +52,11 @@ class DenseLayer(nn.Module):
     norm: Any
 
     @nn.compact
-    def __call__(self, x):
-        y = nn.relu(self.norm(name="norm1")(x))
+    def __call__(self, x, moments):
+        y = nn.relu(self.norm(name="norm1")(x, moments))
         y = PointConv(self.bn_size * self.growth_rate, self.dtype, name="conv1")(y)
         y = nn.relu(self.norm(name="norm2")(y))
-        y = self.conv(self.growth_rate, (3, 3), padding=1, name="conv2")(y)
-        return jnp.concatenate([x, y], axis=-1)
+        return self.conv(self.growth_rate, (3, 3), padding=1, name="conv2")(y)
 
 
 class Transition(nn.Module):
@@ -59,8 +66,8 @@ class Transition(nn.Module):
     norm: Any
 
     @nn.compact
-    def __call__(self, x):
-        x = nn.relu(self.norm(name="norm")(x))
+    def __call__(self, x, moments):
+        x = nn.relu(self.norm(name="norm")(x, moments))
         x = PointConv(x.shape[-1] // 2, self.dtype, name="conv")(x)
         return avg_pool_2x2(x)
 
@@ -83,16 +90,22 @@ class DenseNetFeatures(nn.Module):
         norm = partial(
             BatchNorm, use_running_average=not train, dtype=self.dtype, axis_name=self.axis_name
         )
-        x = conv(self.initial_features, (7, 7), strides=2, padding=3, name="conv0")(x)
+        x = StemConv(self.initial_features, self.dtype, name="conv0")(x)
         x = nn.relu(norm(name="norm0")(x))
         x = max_pool_3x3(x)
+        layer = partial(DenseLayer, self.growth_rate, self.bn_size, self.dtype, conv, norm)
+        moments_of = partial(batch_moments, axis_name=self.axis_name) if train else lambda x: None
         for i, size in enumerate(self.block_sizes, start=1):
+            # Once for each channel, whatever the number of layers that read it.
+            moments = moments_of(x)
             for j in range(1, size + 1):
-                name = f"denseblock{i}_denselayer{j}"
-                x = DenseLayer(self.growth_rate, self.bn_size, self.dtype, conv, norm, name=name)(x)
+                y = layer(name=f"denseblock{i}_denselayer{j}")(x, moments)
+                x, moments = jax.tree.map(
+                    lambda *parts: jnp.concatenate(parts, axis=-1), (x, moments), (y, moments_of(y))
+                )
             if i < len(self.block_sizes):
-                x = Transition(self.dtype, norm, name=f"transition{i}")(x)
-        return nn.relu(norm(name="norm5")(x)).mean(axis=(1, 2))
+                x = Transition(self.dtype, norm, name=f"transition{i}")(x, moments)
+        return nn.relu(norm(name="norm5")(x, moments)).mean(axis=(1, 2))
 
 
 class DenseNet121(nn.Module):

@@ -24,7 +24,8 @@ class BatchNorm(nn.Module):
     """Batch norm over all axes but the last, as PyTorch's defaults: `[..., channels]` to the same.
 
     Parameters and statistics are those of `nn.BatchNorm`, with which a step of DenseNet takes an
-    eighth longer on the CPU. Statistics are float32, over the replicas of `axis_name`.
+    eighth longer on the CPU. Statistics are float32, over the replicas of `axis_name`. `moments`
+    are the input's own, where the caller has them.
     """
 
     use_running_average: bool
@@ -34,7 +35,7 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, moments: tuple[jax.Array, jax.Array] | None = None):
         shape = (x.shape[-1],)
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
         var = self.variable("batch_stats", "var", jnp.ones, shape)
@@ -43,7 +44,7 @@ class BatchNorm(nn.Module):
         if self.use_running_average:
             moments = mean.value, var.value
         else:
-            moments = self._batch_moments(x.astype(jnp.float32))
+            moments = batch_moments(x, self.axis_name) if moments is None else moments
             if not self.is_initializing():
                 mean.value, var.value = (
                     self.momentum * old.value + (1 - self.momentum) * new
@@ -52,12 +53,14 @@ class BatchNorm(nn.Module):
         scale = scale * lax.rsqrt(moments[1] + self.epsilon)
         return (x * scale + (bias - moments[0] * scale)).astype(self.dtype)
 
-    def _batch_moments(self, x):
-        axes = tuple(range(x.ndim - 1))
-        mean, mean_square = x.mean(axes), jnp.square(x).mean(axes)
-        if self.axis_name is not None and not self.is_initializing():
-            mean, mean_square = lax.pmean((mean, mean_square), self.axis_name)
-        return mean, jnp.maximum(mean_square - jnp.square(mean), 0)
+
+def batch_moments(x, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
+    """Mean and variance over all axes but the last, and over replicas: `[channels] float32`."""
+    x, axes = x.astype(jnp.float32), tuple(range(x.ndim - 1))
+    mean, mean_square = x.mean(axes), jnp.square(x).mean(axes)
+    if axis_name is not None:
+        mean, mean_square = lax.pmean((mean, mean_square), axis_name)
+    return mean, jnp.maximum(mean_square - jnp.square(mean), 0)
 
 
 class PointConv(nn.Module):
@@ -78,6 +81,33 @@ class PointConv(nn.Module):
             return lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=_NHWC)
         # Flat, since the gradients of a product with many batch axes are slow.
         y = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
+        return y.reshape(*x.shape[:-1], self.features)
+
+
+class StemConv(nn.Module):
+    """7x7 convolution, stride 2, padding 3, without bias, over one channel.
+
+    `[batch, h, w, 1]` to `[batch, (h+1)//2, (w+1)//2, features]`; its parameter is that of
+    `nn.Conv`: `kernel` `[7, 7, 1, features]`.
+    """
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("kernel", nn.initializers.he_normal(), (7, 7, 1, self.features))
+        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+        if not on_cpu():
+            pad = ((3, 3), (3, 3))
+            return lax.conv_general_dilated(x, kernel, (2, 2), pad, dimension_numbers=_NHWC)
+        # As a product with all 7x7 patches: XLA's gradient of this kernel takes four times longer.
+        x = jnp.pad(x, ((0, 0), (3, 3), (3, 3), (0, 0)))
+        for axis in (1, 2):
+            stop = x.shape[axis] - 6
+            parts = [lax.slice_in_dim(x, i, i + stop, 2, axis) for i in range(7)]
+            x = jnp.concatenate(parts, axis=-1)
+        y = x.reshape(-1, 49) @ kernel.transpose(1, 0, 2, 3).reshape(49, -1)
         return y.reshape(*x.shape[:-1], self.features)
 
 
