@@ -68,17 +68,17 @@ class LogMel:
 
     def __init__(self, settings: ClipSettings):
         self._settings = settings
-        self._window = scipy.signal.get_window("hann", settings.n_fft)
+        self._window = scipy.signal.get_window("hann", settings.n_fft).astype(np.float32)
         self._filterbank = scipy.sparse.csr_array(
-            mel_filterbank(settings.sample_rate, settings.n_fft, settings.n_mels).astype(np.float64)
+            mel_filterbank(settings.sample_rate, settings.n_fft, settings.n_mels)
         )
 
     def __call__(self, clip: np.ndarray) -> np.ndarray:
         """Computes one clip's log-mel.
 
         Equals librosa's `melspectrogram(power=2)`, first `frames` frames, `power_to_db(ref=max,
-        top_db)`, transposed. The transforms are float64, which costs little and leaves 1e-5 dB of
-        difference.
+        top_db)`, transposed. All is float32, as in librosa, and 2e-3 dB from it at most; float64
+        would leave 1e-5 dB and take nearly twice the time.
 
         Args:
             clip: `[samples] float32`.
@@ -88,14 +88,12 @@ class LogMel:
         """
         s = self._settings
         padded = np.pad(clip, s.n_fft // 2)
-        windows = np.lib.stride_tricks.sliding_window_view(padded, s.n_fft)[:: s.hop_length][
-            : s.frames
-        ]
+        windows = np.lib.stride_tricks.sliding_window_view(padded, s.n_fft)[:: s.hop_length]
+        windows = windows[: s.frames]
         spectrum = scipy.fft.rfft(windows * self._window, axis=1, overwrite_x=True)
         power = spectrum.real**2 + spectrum.imag**2
-        mel = np.maximum((self._filterbank @ power.T).T, _MIN_POWER)
-        db = 10 * np.log10(mel / mel.max())
-        return np.maximum(db, -s.top_db).astype(np.float32)
+        mel = np.maximum((self._filterbank @ power.T).T, np.float32(_MIN_POWER))
+        return np.maximum(10 * np.log10(mel / mel.max()), np.float32(-s.top_db))
 
 
 def mel_filterbank(sample_rate: int, n_fft: int, n_mels: int) -> np.ndarray:

@@ -1,8 +1,12 @@
 """Audio files to TFRecords of clips, for one config's data set and network.
 
     python -m mgc_jax.prepare --config=configs/densenet.py --audio_dir=data/fma_small
+    python -m mgc_jax.prepare --config=configs/densenet.py --download
+    python -m mgc_jax.prepare --config=configs/densenet.py --config.dataset=audio_folder \
+        --audio_dir=music  (one folder a genre)
 
 Fills tfrecords/<data set>/<features>/; skipped.csv there lists the tracks that could not be used.
+The same command goes on where an interrupted one stopped.
 """
 
 import os
@@ -14,14 +18,51 @@ from mgc_jax import cli
 # Imports at the top stay light: worker processes import this module again.
 _CONFIG = cli.define_config()
 _AUDIO_DIR = flags.DEFINE_string(
-    "audio_dir", None, "Folder of audio files; FMA: the one that holds 000/, 001/, ..."
+    "audio_dir",
+    None,
+    "Folder of audio files; FMA: the one that holds 000/, 001/, ...; audio_folder: the one that "
+    "holds a folder for each genre.",
 )
 _METADATA_DIR = flags.DEFINE_string(
     "metadata_dir", None, "Folder of tracks.csv; default: fma_metadata beside it."
 )
+_DOWNLOAD = flags.DEFINE_bool(
+    "download",
+    False,
+    "Without --audio_dir: fetch FMA's archives into downloads/ in the data_dir, and unpack them.",
+)
+_SPLITS_CSV = flags.DEFINE_string(
+    "splits_csv",
+    None,
+    "For audio_folder: a CSV with the columns path (below audio_dir) and split (train, validation, "
+    "test); default: 80/10/10 by a hash of the path.",
+)
+_GROUP_BY = flags.DEFINE_enum(
+    "group_by",
+    "file",
+    ["file", "parent"],
+    "For audio_folder: what stays in one split, a file or all files of its folder (an album).",
+)
+_MAX_SKIPPED = flags.DEFINE_float(
+    "max_skipped",
+    0.05,
+    "The largest share of tracks that may be unusable.",
+    lower_bound=0,
+    upper_bound=1,
+)
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where TFRecords go; default: config.data_dir.")
 _WORKERS = flags.DEFINE_integer(
     "workers", os.cpu_count(), "Processes that decode audio.", lower_bound=1
+)
+_BEAM_RUNNER = flags.DEFINE_string(
+    "beam_runner",
+    None,
+    "Decode and write on Apache Beam (extra beam): DirectRunner, DataflowRunner, ...",
+)
+_BEAM_OPTIONS = flags.DEFINE_string(
+    "beam_options",
+    "",
+    "The runner's options, as in direct_num_workers=4,direct_running_mode=multi_processing.",
 )
 
 
@@ -38,7 +79,13 @@ def main(argv: list[str]) -> None:
         features_of(config.model),
         audio_dir=_AUDIO_DIR.value,
         metadata_dir=_METADATA_DIR.value,
+        download=_DOWNLOAD.value,
+        splits_csv=_SPLITS_CSV.value,
+        group_by=_GROUP_BY.value,
+        max_skipped=_MAX_SKIPPED.value,
         workers=_WORKERS.value,
+        beam_runner=_BEAM_RUNNER.value,
+        beam_options=_BEAM_OPTIONS.value,
     )
 
 

@@ -26,10 +26,7 @@ def prepared(corpus, tmp_path_factory):
     config = default.get_config()
     config.data_dir = str(tmp_path_factory.mktemp("tfrecords"))
     config.model = "baseline_a_2d"
-    builder = builders.make_builder(
-        config, ("mel", "waveform"), audio_dir=corpus / "fma_small", workers=2
-    )
-    builder.download_and_prepare()
+    builders.prepare(config, ("mel", "waveform"), audio_dir=corpus / "fma_small", workers=2)
     return config
 
 

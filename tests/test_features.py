@@ -6,9 +6,12 @@ import jax.numpy as jnp
 import librosa
 import numpy as np
 import pytest
+from conftest import write_audio
 
 from configs import default
 from mgc_jax import features
+from mgc_jax.audio import read_clips
+from mgc_jax.datasets.clips import extract_clips
 from mgc_jax.errors import InputError
 
 SETTINGS = features.ClipSettings.from_config(default.get_config())
@@ -50,6 +53,26 @@ def test_log_mel_equals_librosa(changes):
     assert found.shape == (settings.frames, settings.n_mels) and found.dtype == np.float32
     np.testing.assert_allclose(found, librosa_mel(clip, settings), atol=0.01)
     assert found.max() == 0 and found.min() >= -settings.top_db
+
+
+@pytest.mark.parametrize("extension", ["mp3", "ogg", "flac", "wav"])
+@pytest.mark.parametrize("rate,channels", [(8000, 1), (44100, 2), (96000, 6)])
+def test_files_equal_librosa_from_end_to_end(tmp_path, extension, rate, channels):
+    """What the records hold, against `librosa.load` and librosa's own log-mel of it."""
+    if extension == "mp3":  # at most 48 kHz and stereo
+        rate, channels = min(rate, 48000), min(channels, 2)
+    if extension == "ogg" and rate == 96000:
+        rate = 48000  # libvorbis
+    path = tmp_path / f"x.{extension}"
+    write_audio(path, 11, rate, channels)
+    (stored,) = extract_clips(str(path), SETTINGS, ("mel", "waveform"))
+    (clip,) = read_clips(path, SETTINGS.sample_rate, SETTINGS.clip_samples)
+    waveform = librosa.load(path, sr=SETTINGS.sample_rate)[0][: SETTINGS.clip_samples]
+    expected = librosa_mel(waveform, SETTINGS)
+    np.testing.assert_allclose(clip, waveform, atol=1e-6)
+    np.testing.assert_allclose(features.LogMel(SETTINGS)(clip), expected, atol=0.01)
+    assert np.abs(features.decode_mel(stored["mel"], 80.0) - expected).max() < 0.16
+    assert np.abs(stored["waveform"] / 32768 - np.clip(waveform, -1, 1)).max() < 1.1 / 32768
 
 
 def test_silence_is_zero_db_as_in_librosa():

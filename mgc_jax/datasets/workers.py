@@ -1,0 +1,125 @@
+"""A function over many items in worker processes, any of which may be killed or crash."""
+
+import collections
+import contextlib
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+from mgc_jax.errors import InputError
+
+# Not fork: the parent holds TensorFlow's threads.
+_CONTEXT = multiprocessing.get_context("spawn")
+_STARTING = object()
+
+
+class _LostError(InputError):
+    """The process ended while it worked on an item."""
+
+
+def run_all(
+    function: Callable[[Any], Any], items: Iterable, workers: int
+) -> Iterator[tuple[Any, Any]]:
+    """Runs a function over items in worker processes.
+
+    Each process has its own pipe and one item at a time, so that the death of a process costs one
+    item, and it is known which. Such an item is tried once more at the end, alone, as the others'
+    need of memory may have killed it.
+
+    Args:
+        function: of one item; a picklable one of a light module, which every process imports.
+        items: picklable.
+        workers: processes.
+
+    Yields:
+        Each item, in the order of completion, with what the function returned, or with an
+        InputError: the one that it raised, one that names another exception, or one that tells how
+        the process ended.
+
+    Raises:
+        OSError: the function raised it: a full disk is not an item's fault.
+        InputError: the processes cannot start.
+    """
+    lost = []
+    for item, result in _run(function, items, workers):
+        if isinstance(result, _LostError):
+            lost.append(item)
+        else:
+            yield item, result
+    for item in lost:
+        yield from _run(function, [item], 1)
+
+
+def _run(function, items, workers) -> Iterator[tuple[Any, Any]]:
+    todo = collections.deque(items)
+    busy = {}  # connection to process and item
+    failed_starts = 0
+
+    def start() -> None:
+        ours, theirs = _CONTEXT.Pipe()
+        process = _CONTEXT.Process(target=_serve, args=(theirs, function), daemon=True)
+        process.start()
+        theirs.close()  # the process has the only one, so that its death is seen as the end
+        busy[ours] = process, _STARTING
+
+    try:
+        for _ in range(min(workers, len(todo))):
+            start()
+        while busy:
+            for connection in wait(list(busy)):
+                process, item = busy.pop(connection)
+                try:
+                    result = connection.recv()
+                except (EOFError, OSError):
+                    process.join()
+                    if item is _STARTING:
+                        failed_starts += 1
+                        if failed_starts > 2 * workers:
+                            raise InputError(f"no worker can start: {_how(process)}") from None
+                    else:
+                        yield item, _LostError(f"its process ended twice: {_how(process)}")
+                    if todo:
+                        start()
+                    continue
+                if isinstance(result, OSError):
+                    raise result
+                if item is not _STARTING:
+                    yield item, result
+                if todo:
+                    busy[connection] = process, todo.popleft()
+                    with contextlib.suppress(OSError):  # it has died: the next recv tells
+                        connection.send(busy[connection][1])
+                else:
+                    connection.close()
+    finally:
+        for connection, (process, _) in busy.items():
+            process.kill()
+            connection.close()
+
+
+def _how(process: multiprocessing.Process) -> str:
+    if process.exitcode >= 0:
+        return f"exit code {process.exitcode}"
+    name = signal.Signals(-process.exitcode).name
+    cause = "out of memory?" if name == "SIGKILL" else "a crash in the decoder?"
+    return f"{name} ({cause})"
+
+
+def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
+    """A worker: answers each item until the parent closes the pipe or is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders talk there
+    connection.send(None)
+    with contextlib.suppress(EOFError):
+        while True:
+            item = connection.recv()
+            try:
+                result = function(item)
+            except (InputError, OSError) as error:
+                result = error
+            except Exception as error:
+                result = InputError(f"{type(error).__name__}: {error}")
+            connection.send(result)
