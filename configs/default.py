@@ -7,7 +7,7 @@ def get_config() -> ConfigDict:
     """The default config."""
     config = ConfigDict()
 
-    # Data set: fma_small, fma_medium, fma_large or demo.
+    # Data set: fma_small, fma_medium, fma_large, audio_folder (one folder a genre) or demo.
     config.dataset = "fma_small"
     # Folder of prepared TFRecords.
     config.data_dir = "tfrecords"

@@ -1,18 +1,17 @@
-"""From a list of tracks to records that plain TFDS reads."""
+"""Lists of tracks, and the records that plain TFDS reads."""
 
-import csv
-import subprocess
-import sys
+import collections
+import os
+import random
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from conftest import write_audio
 
 from configs import default
 from mgc_jax.datasets import builders
 from mgc_jax.datasets.clips import extract_clips
-from mgc_jax.datasets.tracks import Track, read_fma
+from mgc_jax.datasets.tracks import Track, read_fma, read_folder
 from mgc_jax.errors import InputError
 from mgc_jax.features import ClipSettings
 
@@ -22,10 +21,23 @@ track_id,,,,,
 """
 
 
-def write_metadata(root, rows):
+def write_metadata(root, rows, genres=None):
     (root / "fma_metadata").mkdir(exist_ok=True)
     (root / "fma_small").mkdir(exist_ok=True)
     (root / "fma_metadata" / "tracks.csv").write_text(HEADER + rows)
+    if genres:
+        titles = "".join(f"{i},{genre}\n" for i, genre in enumerate(genres))
+        (root / "fma_metadata" / "genres.csv").write_text("genre_id,title\n" + titles)
+
+
+def touch(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"")
+
+
+def reasons(listing):
+    return {track.track_id: reason for track, reason in listing.skipped}
 
 
 def test_read_fma(tmp_path):
@@ -35,16 +47,50 @@ def test_read_fma(tmp_path):
         "140,y,validation,small,Folk,x\n"
         "1000,y,test,medium,Jazz,x\n"
         "1001,y,test,large,Jazz,x\n"
-        "123456,y,test,small,,no genre\n",
+        "123456,y,test,large,,no genre\n",
     )
     audio, metadata = tmp_path / "fma_small", tmp_path / "fma_metadata"
     expected = [
         Track(2, str(audio / "000" / "000002.mp3"), "Rock", "train"),
         Track(140, str(audio / "000" / "000140.mp3"), "Folk", "validation"),
         Track(1000, str(audio / "001" / "001000.mp3"), "Jazz", "test"),
+        Track(1001, str(audio / "001" / "001001.mp3"), "Jazz", "test"),
     ]
-    assert read_fma(audio, metadata, "small") == expected[:2]
-    assert read_fma(audio, metadata, "medium") == expected
+    for subset, count in {"small": 2, "medium": 3, "large": 4}.items():
+        assert read_fma(audio, metadata, subset) == (expected[:count], [])
+
+
+def test_large_says_how_many_have_no_genre(tmp_path, caplog):
+    write_metadata(tmp_path, "2,y,test,large,Jazz,x\n3,y,test,large,,x\n4,y,test,small,,x\n")
+    with caplog.at_level("INFO"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mgc_jax.cli.log.propagate", True)
+        read_fma(tmp_path / "fma_small", tmp_path / "fma_metadata", "large")
+    assert "2 tracks of FMA large without a top genre left out" in caplog.text
+
+
+def test_rows_and_files_that_do_not_fit_are_skipped_with_the_reason(tmp_path):
+    write_metadata(
+        tmp_path,
+        "2,y,training,small,Rock,x\n"
+        "2,y,test,small,Rock,x\n"
+        "3,y,training,small,,x\n"
+        "4,y,training,small,Polka,x\n"
+        "5,y,somewhere,small,Rock,x\n"
+        "6,y,test,large,Rock,of another subset\n",
+        genres=["Rock", "Folk"],
+    )
+    audio = tmp_path / "fma_small"
+    touch(audio, "000/000002.mp3", "000/000006.mp3", "000/000007.mp3", "000/notes.txt", "x.mp3")
+    found = read_fma(audio, tmp_path / "fma_metadata", "small")
+    assert [track.track_id for track in found.tracks] == [2]
+    assert [(os.path.basename(track.path), reason) for track, reason in found.skipped] == [
+        ("000002.mp3", "duplicate id 2 in tracks.csv"),
+        ("000003.mp3", "no top genre in tracks.csv"),
+        ("000004.mp3", "unknown genre 'Polka': not in genres.csv"),
+        ("000005.mp3", "unknown split 'somewhere' in tracks.csv"),
+        ("000007.mp3", "not in tracks.csv"),
+        ("x.mp3", "not in tracks.csv"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -62,15 +108,128 @@ def test_missing_folders(tmp_path):
         read_fma(tmp_path / "nowhere", tmp_path, "small")
     with pytest.raises(InputError, match="let --metadata_dir name"):
         read_fma(tmp_path, tmp_path, "small")
+    with pytest.raises(InputError, match="--audio_dir=.*nowhere is no folder"):
+        read_folder(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="no audio files"):
+        read_folder(tmp_path)
+
+
+@pytest.fixture
+def music(tmp_path):
+    """2,000 files in two genres, as GTZAN and as albums."""
+    names = [f"blues/blues.{i:05d}.wav" for i in range(1000)]
+    names += [f"Hip Hop/artist {i % 7}/álbum {i % 50}/{i}\n♫.MP3" for i in range(1000)]
+    touch(tmp_path / "music", *names)
+    return tmp_path / "music"
+
+
+def splits_of(listing, root):
+    return {os.path.relpath(track.path, root): track.split for track in listing.tracks}
+
+
+def test_folders_are_split_80_10_10_within_each_genre(music):
+    listing = read_folder(music)
+    assert not listing.skipped
+    counts = collections.Counter((track.genre, track.split) for track in listing.tracks)
+    for genre in ("blues", "Hip Hop"):
+        # Four standard deviations of the binomial distribution.
+        assert abs(counts[genre, "train"] - 800) < 51
+        assert abs(counts[genre, "validation"] - 100) < 38
+        assert abs(counts[genre, "test"] - 100) < 38
+    assert len({track.track_id for track in listing.tracks}) == 2000
+
+
+def test_a_files_split_depends_on_its_path_alone(music, tmp_path, monkeypatch):
+    before = splits_of(read_folder(music), music)
+    touch(music, *[f"blues/new {i}.ogg" for i in range(300)], "jazz/first.flac")
+    after = splits_of(read_folder(music), music)
+    assert len(after) == 2301 and before.items() <= after.items()
+    music.rename(tmp_path / "elsewhere")
+    listed = os.listdir
+    monkeypatch.setattr(
+        os, "listdir", lambda path: random.sample(names := listed(path), len(names))
+    )
+    again = read_folder(tmp_path / "elsewhere")
+    assert splits_of(again, tmp_path / "elsewhere") == after
+    # The same on every machine and in every version.
+    assert after["blues/blues.00000.wav"] == "train"
+    assert sum(split == "test" for split in after.values()) == 217
+
+
+def test_group_by_parent_keeps_an_albums_files_together(music):
+    listing = read_folder(music, group_by="parent")
+    albums = collections.defaultdict(set)
+    for track in listing.tracks:
+        albums[os.path.dirname(track.path)].add(track.split)
+    blues = albums.pop(str(music / "blues"))
+    assert blues == {"train", "validation", "test"}  # a genre's folder is no album
+    assert len(albums) > 50 and all(len(splits) == 1 for splits in albums.values())
+    assert set.union(*albums.values()) == blues
+
+
+def test_splits_csv(tmp_path):
+    touch(tmp_path / "music", "rock/a.wav", "rock/b b.wav", "rock/c,\nc.wav", "rock/d.wav", "x.wav")
+    (tmp_path / "splits.csv").write_text(
+        "split,path\n"
+        "train,rock/a.wav\n"
+        f"validation,{tmp_path}/music/rock/b b.wav\n"
+        'testing,"rock/c,\nc.wav"\n'
+        "test,./jazz/gone.wav\n"
+        "test,rock/e.wav\ntrain,rock/e.wav\n"
+        "test,../outside.wav\n"
+    )
+    listing = read_folder(tmp_path / "music", tmp_path / "splits.csv")
+    assert splits_of(listing, tmp_path / "music") == {
+        "jazz/gone.wav": "test",  # found missing when it is decoded
+        "rock/a.wav": "train",
+        "rock/b b.wav": "validation",
+    }
+    found = {os.path.basename(track.path): reason for track, reason in listing.skipped}
+    assert found == {
+        "outside.wav": "no genre: not in a folder below --audio_dir",
+        "c,\nc.wav": "unknown split 'testing'",
+        "d.wav": "not in the splits' CSV",
+        "e.wav": "listed twice in the splits' CSV",
+        "x.wav": "no genre: not in a folder below --audio_dir",
+    }
+
+
+@pytest.mark.parametrize("content", ["", "file,split\na,train\n", "path\nrock/a.wav\n", "\udcff"])
+def test_foreign_splits_csv(tmp_path, content):
+    touch(tmp_path / "music", "rock/a.wav")
+    (tmp_path / "splits.csv").write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(InputError, match="splits.csv.*needs the columns path and split"):
+        read_folder(tmp_path / "music", tmp_path / "splits.csv")
+
+
+def test_odd_folders(tmp_path):
+    root = tmp_path / "music"
+    touch(root, "rock/a.mp3", "rock/.hidden.mp3", "rock/._a.mp3", ".trash/b.mp3", "rock/cover.jpg")
+    touch(root, "rock/folder.mp3/inside.mp3")
+    (root / "rock" / "again").symlink_to(root / "rock")
+    (root / "rock" / "up").symlink_to("..")
+    (root / "rock" / "loop.mp3").symlink_to("loop.mp3")
+    touch(tmp_path, "elsewhere/c.mp3")
+    (root / "jazz").symlink_to(tmp_path / "elsewhere")
+    os.mkfifo(root / "rock" / "pipe.mp3")
+    touch(root, os.fsdecode(b"rock/caf\xe9.mp3"))
+    listing = read_folder(root)
+    assert sorted(splits_of(listing, root)) == [
+        "jazz/c.mp3",
+        "rock/a.mp3",
+        "rock/folder.mp3",
+        "rock/loop.mp3",
+        "rock/pipe.mp3",
+    ]
+    assert reasons(listing) == {-1: "file name is not UTF-8: rename it"}
 
 
 def test_records_hold_the_clips_of_every_track(corpus, prepared):
     settings = ClipSettings.from_config(prepared)
     builder = tfds.builder_from_directory(f"{prepared.data_dir}/fma_small/mel_waveform/1.0.0")
     names = builder.info.features["label"].names
-    tracks = {
-        t.track_id: t for t in read_fma(corpus / "fma_small", corpus / "fma_metadata", "small")
-    }
+    listing = read_fma(corpus / "fma_small", corpus / "fma_metadata", "small")
+    tracks = {track.track_id: track for track in listing.tracks}
     seen = set()
     for split in ("train", "validation", "test"):
         for record in tfds.as_numpy(builder.as_dataset(split)):
@@ -88,60 +247,28 @@ def test_records_hold_the_clips_of_every_track(corpus, prepared):
 def test_metadata_says_what_was_used(prepared):
     builder = tfds.builder_from_directory(f"{prepared.data_dir}/fma_small/mel_waveform/1.0.0")
     metadata = builder.info.metadata
-    assert metadata["splits"] == {s: {"tracks": 8, "clips": 24} for s in builders.SPLITS}
+    assert metadata["splits"] == {
+        split: {"tracks": 8, "clips": 24} for split in ("train", "validation", "test")
+    }
     assert metadata["tracks_listed"] == 24
     assert metadata["settings"]["n_mels"] == 513
     assert metadata["librosa_deviation"]["mel_db"] < 0.01
+    assert metadata["librosa_deviation"]["waveform"] < 1e-6
     assert metadata["synthetic"] is False
 
 
-@pytest.fixture
-def damaged_corpus(tmp_path):
-    """Six good tracks of three seconds, and four that cannot be used."""
-    good = [(10 * i, split) for i, split in enumerate(["training", "validation", "test"] * 2, 1)]
-    bad = {11: b"", 21: b"this is text", 41: None}
-    rows = [(i, split, "Rock" if i % 20 else "Folk") for i, split in good]
-    rows += [(i, "training", "Rock") for i in (*bad, 31)]
-    write_metadata(tmp_path, "".join(f"{i},y,{split},small,{g},x\n" for i, split, g in rows))
-    for i, _ in good:
-        write_audio(tmp_path / "fma_small" / "000" / f"{i:06d}.mp3", 3, seed=i)
-    write_audio(tmp_path / "fma_small" / "000" / "000031.mp3", 0.5)
-    for i, content in bad.items():
-        if content is not None:
-            (tmp_path / "fma_small" / "000" / f"{i:06d}.mp3").write_bytes(content)
-    return tmp_path
-
-
-def test_prepare_command_skips_counts_and_lists(damaged_corpus):
-    command = [sys.executable, "-m", "mgc_jax.prepare", "--config=configs/baseline_a_2d.py"]
-    command += [f"--audio_dir={damaged_corpus}/fma_small", f"--data_dir={damaged_corpus}/out"]
-    done = subprocess.run([*command, "--workers=2"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "6 of 10 tracks, 6 clips; 4 skipped, see skipped.csv" in done.stderr
-    assert done.stdout == ""
-    with open(damaged_corpus / "out/fma_small/mel/1.0.0/skipped.csv", newline="") as file:
-        skipped = {int(row["track_id"]): row["reason"] for row in csv.DictReader(file)}
-    assert skipped.keys() == {11, 21, 31, 41}
-    assert skipped[11] == "empty file"
-    assert skipped[21].startswith("cannot be decoded")
-    assert skipped[31].startswith("too short: 0.5")
-    assert skipped[41] == "no such file"
-    again = subprocess.run(command, capture_output=True, text=True)
-    assert again.returncode == 0 and "is there already" in again.stderr
-
-
-def test_folder_without_mp3s(tmp_path):
-    write_metadata(tmp_path, "2,y,training,small,Rock,x\n")
+@pytest.mark.parametrize(
+    "dataset,sources,message",
+    [
+        ("gtzan", {}, "'gtzan' is unknown: one of fma_small, fma_medium"),
+        ("fma_medium", {}, "needs --audio_dir.*or --download"),
+        ("audio_folder", {}, "needs --audio_dir, the folder of the genres' folders"),
+        ("audio_folder", {"download": True}, "--download are for FMA"),
+        ("fma_small", {"group_by": "parent"}, "--group_by are for audio_folder"),
+    ],
+)
+def test_sources_that_do_not_fit(tmp_path, dataset, sources, message):
     config = default.get_config()
-    config.data_dir = str(tmp_path / "out")
-    builder = builders.make_builder(config, ("mel",), audio_dir=tmp_path / "fma_small")
-    with pytest.raises(InputError, match="no usable track.*Check that --audio_dir"):
-        builder.download_and_prepare()
-    assert not builder.is_prepared()
-
-
-def test_unknown_dataset():
-    config = default.get_config()
-    config.dataset = "gtzan"
-    with pytest.raises(InputError, match="'gtzan' is unknown: one of fma_small"):
-        builders.make_builder(config, ("mel",))
+    config.dataset, config.data_dir = dataset, str(tmp_path)
+    with pytest.raises(InputError, match=message):
+        builders.prepare(config, ("mel",), **sources)

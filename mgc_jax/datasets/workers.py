@@ -56,12 +56,13 @@ def run_all(
 def _run(function, items, workers) -> Iterator[tuple[Any, Any]]:
     todo = collections.deque(items)
     busy = {}  # connection to process and item
-    failed_starts = 0
+    processes, failed_starts = [], 0
 
     def start() -> None:
         ours, theirs = _CONTEXT.Pipe()
         process = _CONTEXT.Process(target=_serve, args=(theirs, function), daemon=True)
         process.start()
+        processes.append(process)
         theirs.close()  # the process has the only one, so that its death is seen as the end
         busy[ours] = process, _STARTING
 
@@ -98,6 +99,8 @@ def _run(function, items, workers) -> Iterator[tuple[Any, Any]]:
         for connection, (process, _) in busy.items():
             process.kill()
             connection.close()
+        for process in processes:
+            process.join()
 
 
 def _how(process: multiprocessing.Process) -> str:

@@ -1,0 +1,83 @@
+"""Worker processes that die, each in its own way."""
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from mgc_jax.datasets.workers import run_all
+from mgc_jax.errors import InputError
+
+
+def act(item):
+    """What an item makes its worker do."""
+    name, _, folder = item.partition(":")
+    if name == "double":
+        raise ZeroDivisionError("by nought")
+    if name == "unusable":
+        raise InputError("no music")
+    if name == "full":
+        raise OSError(28, "No space left on device")
+    if name == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if name == "crashes":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if name == "leaves":
+        os._exit(3)
+    if name == "once":  # the first time only, and slowly, so that others are in flight
+        time.sleep(0.2)
+        try:
+            Path(folder, "tried").touch(exist_ok=False)
+        except FileExistsError:
+            return "done"
+        os.kill(os.getpid(), signal.SIGKILL)
+    return name.upper()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_each_death_costs_its_own_item_alone(tmp_path, workers):
+    once = f"once:{tmp_path}"
+    items = ["a", "killed", once, "b", "double", "crashes", "unusable", "leaves", *"cdef"]
+    found = {item: str(result) for item, result in run_all(act, items, workers)}
+    assert found == {
+        **{item: item.upper() for item in "abcdef"},
+        once: "done",
+        "double": "ZeroDivisionError: by nought",
+        "unusable": "no music",
+        "killed": "its process ended twice: SIGKILL (out of memory?)",
+        "crashes": "its process ended twice: SIGSEGV (a crash in the decoder?)",
+        "leaves": "its process ended twice: exit code 3",
+    }
+    assert not multiprocessing.active_children()
+
+
+def test_a_full_disk_ends_the_run():
+    with pytest.raises(OSError, match="No space left"):
+        list(run_all(act, ["a", "full", *"bcdefgh"], 2))
+    assert not [child for child in multiprocessing.active_children() if child.is_alive()]
+
+
+def test_closing_ends_the_processes():
+    results = run_all(act, list("abcdef"), 2)
+    next(results)
+    results.close()
+    for child in multiprocessing.active_children():
+        child.join(10)
+        assert not child.is_alive()
+
+
+def test_no_items():
+    assert list(run_all(act, [], 2)) == []
+
+
+class CannotBeLoaded:
+    def __reduce__(self):
+        return os._exit, (7,)
+
+
+def test_workers_that_cannot_start():
+    with pytest.raises(InputError, match="no worker can start: exit code 7"):
+        list(run_all(CannotBeLoaded(), ["a"], 1))
