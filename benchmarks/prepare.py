@@ -20,21 +20,19 @@ core_hours, gigabytes            of FMA's subsets, extrapolated from ours with o
 """
 
 import json
+import multiprocessing
 import os
 import statistics
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 # One thread a worker; set before numpy loads its libraries.
-for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ[name] = "1"
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 # Runs from a clone, whether or not the package is installed.
 sys.path.insert(0, str(Path(__file__).parents[1]))
-
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 import soundfile

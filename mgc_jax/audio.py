@@ -77,7 +77,8 @@ def read_blocks(path: str | os.PathLike, sample_rate: int) -> Iterator[np.ndarra
             try:
                 frames = len(file.read(min(block_frames, file.frames - decoded), out=block))
             except soundfile.SoundFileError as error:
-                raise _DamagedError(f"cannot be decoded: {_reason(error)}") from None
+                seconds = decoded / file.samplerate
+                raise _DamagedError(f"damaged after {seconds:.1f} s: {_reason(error)}") from None
             if not frames:
                 break
             decoded += frames
@@ -171,7 +172,7 @@ def _open(path: str | os.PathLike) -> Iterator[_Stream]:
 
 
 def _reason(error: soundfile.SoundFileError) -> str:
-    return getattr(error, "error_string", str(error)).rstrip(".")
+    return getattr(error, "error_string", str(error)).removeprefix("Error : ").rstrip(".")
 
 
 def _announced_frames(file: _Stream) -> float:

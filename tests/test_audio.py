@@ -153,7 +153,7 @@ def test_damaged_mp3_gives_the_whole_clips_before_the_damage(tmp_path):
     at = int(0.8 * len(content))
     content[at : at + 20000] = bytes(20000)
     (tmp_path / "x.mp3").write_bytes(content)
-    with pytest.raises(InputError, match="cannot be decoded"):
+    with pytest.raises(InputError, match="damaged after 2[0-9].. s: "):
         load_audio(tmp_path / "x.mp3", 16000)
     kept = clips_of(tmp_path / "x.mp3")
     assert len(kept) == 2 and len(sound) == 3

@@ -3,6 +3,7 @@ again."""
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -42,8 +43,7 @@ class ClipCache:
             stamp = [status.length, status.mtime]
         except (OSError, ValueError):
             stamp = None
-        versions = [version(name) for name in ("mgc_jax", "soundfile", "soxr")]
-        key = [path, stamp, dataclasses.asdict(self.settings), self.names, versions]
+        key = [path, stamp, dataclasses.asdict(self.settings), self.names, _versions()]
         return epath.Path(self.folder) / hashlib.sha256(json.dumps(key).encode()).hexdigest()
 
     def holds(self, entry: epath.Path) -> bool:
@@ -97,3 +97,8 @@ class ClipCache:
     @property
     def _clip_bytes(self) -> int:
         return sum(self._sizes.values())
+
+
+@functools.cache
+def _versions() -> list[str]:
+    return [version(name) for name in ("mgc_jax", "soundfile", "soxr")]

@@ -233,7 +233,7 @@ def check_usable(
         folder.mkdir(parents=True, exist_ok=True)
         write_skipped(folder, skipped)
         track, reason = min(skipped)
-        example = f" (such as {track.path}: {reason}), listed in {folder / SKIPPED_FILE}"
+        example = f" (such as {track.path!r}: {reason}), listed in {folder / SKIPPED_FILE}"
     for split in SPLITS:
         if not any(track.split == split for track in tracks):
             raise InputError(
