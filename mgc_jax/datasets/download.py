@@ -1,5 +1,6 @@
 """FMA's archives: fetched, checked and unpacked through TFDS's download manager."""
 
+import functools
 import hashlib
 import os
 
@@ -21,6 +22,7 @@ SHA1 = {
 }
 _ATTEMPTS = 5
 _MIB = 2**20
+_BLOCK = 2**16  # what a break may lose
 
 
 def fetch(archive: str, folder: str | os.PathLike, *, address: str = ADDRESS) -> epath.Path:
@@ -76,7 +78,7 @@ class _Downloader(downloader._Downloader):
 
 
 class _Manager(tfds.download.DownloadManager):
-    _downloader = property(lambda self: _Downloader())
+    _downloader = functools.cached_property(lambda self: _Downloader())
 
 
 def _fetch_rest(url: str, part: epath.Path, verify: bool) -> None:
@@ -96,7 +98,6 @@ def _fetch_rest(url: str, part: epath.Path, verify: bool) -> None:
             part.open("ab" if start else "wb") as file,
             cli.progress_bar(total=total, description=f"fetching {name}", unit="MiB") as bar,
         ):
-            bar.update(start // _MIB)
-            for block in answer.iter_content(_MIB):
+            for block in answer.iter_content(_BLOCK):
                 file.write(block)
-                bar.update()
+                bar.update(file.tell() // _MIB - bar.n)
