@@ -28,7 +28,6 @@ def clips_of(path, sample_rate=16000, clip_samples=160000):
         ("mp3", 8000, 1),
         ("ogg", 44100, 2),
         ("ogg", 48000, 6),
-        ("opus", 48000, 2),
         ("flac", 96000, 2),
         ("flac", 16000, 1),
         ("flac", 88200, 6),
@@ -166,7 +165,7 @@ def test_cut_off_file(tmp_path, extension):
     write_audio(path, 30, 16000)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 5])
-    with pytest.raises(InputError, match="cut off: [56]... s of the 30.0 s|lost sync"):
+    with pytest.raises(InputError, match="cut off: [56].. s of the 30.0 s|lost sync"):
         clips_of(path)
     path.write_bytes(content[: len(content) // 2])
     assert len(clips_of(path)) == 1

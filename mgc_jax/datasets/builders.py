@@ -266,16 +266,18 @@ def _write(
 ) -> None:
     folder = epath.Path(config.data_dir) / config.dataset / "_".join(names)
     settings = ClipSettings.from_config(config)
-    facts = {
-        "librosa_deviation": _check_against_librosa(listing.tracks, settings),
-        "versions": {name: version(name) for name in ("mgc_jax", "soundfile", "soxr", "librosa")},
-    }
-    tracks, skipped, download_config = listing.tracks, listing.skipped, None
+    download_config = None
     if beam_runner:
         from mgc_jax.datasets.beam import make_runner
 
         runner, options = make_runner(beam_runner, beam_options)
         download_config = tfds.download.DownloadConfig(beam_runner=runner, beam_options=options)
+    facts = {
+        "librosa_deviation": _check_against_librosa(listing.tracks, settings),
+        "versions": {name: version(name) for name in ("mgc_jax", "soundfile", "soxr", "librosa")},
+    }
+    tracks, skipped = listing
+    if beam_runner:
         clips_of = functools.partial(_decode, settings=settings, names=names)
     else:
         cache = ClipCache(str(_cache_folder(folder)), settings, names)
@@ -348,7 +350,7 @@ def _fill_cache(
         for (path, _), error in run_all(cache.store, todo, workers):
             if error is not None:
                 failures[path] = str(error)
-                bar.set_postfix(skipped=len(failures))
+                bar.set_postfix(skipped=len(failures), refresh=False)
             bar.update()
     return entries, failures
 

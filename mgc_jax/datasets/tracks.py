@@ -341,7 +341,10 @@ def _read_splits(table: epath.Path, root: epath.Path) -> dict[str, list[str]]:
     splits = collections.defaultdict(list)
     try:
         with _open_csv(table, "rb") as file:
-            for row in csv.DictReader(file):
+            rows = csv.DictReader(file)
+            if "split" not in (rows.fieldnames or ()):
+                raise KeyError("split")
+            for row in rows:
                 name = os.path.normpath(row["path"])
                 if os.path.isabs(name):
                     name = os.path.relpath(name, root)

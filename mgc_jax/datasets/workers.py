@@ -96,10 +96,8 @@ def _run(function, items, workers) -> Iterator[tuple[Any, Any]]:
                 else:
                     connection.close()
     finally:
-        for connection, (process, _) in busy.items():
+        for process in processes:  # idle, unless the caller wants no more
             process.kill()
-            connection.close()
-        for process in processes:
             process.join()
 
 
