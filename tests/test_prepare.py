@@ -30,9 +30,10 @@ SPLITS = ("training", "validation", "test")
 
 
 def run_command(*arguments):
-    command = [sys.executable, "-m", "mgc_jax.prepare", *map(str, arguments)]
-    command += ["--config=configs/baseline_a_2d.py"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-m", "mgc_jax.prepare", "--config=configs/baseline_a_2d.py"]
+    return subprocess.run(
+        [*command, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
+    )
 
 
 def read_skipped(folder):
@@ -82,7 +83,7 @@ BAD = {
     "pipe": "not a regular file",
     "loop": "cannot be opened: Too many levels of symbolic links",
     "not finite": "holds samples that are not finite numbers",
-    "lying": "cut off: 2.0 s of the 5669",
+    "lying": "cut off: 2.0 s of the 5668.9 s",
     "short": "too short: 0.5",
     "missing": "no such file",
 }
@@ -133,7 +134,7 @@ def test_bad_tracks_are_skipped_counted_and_listed(damaged_corpus):
     done = run_command(*flags[:2], "--max_skipped=0.7")
     assert done.returncode == 0, done.stderr
     assert "7 tracks were decoded before" in done.stderr
-    assert "7 of 20 tracks, 8 clips; 13 skipped, see skipped.csv" in done.stderr
+    assert "7 of 20 tracks, 7 clips; 13 skipped, see skipped.csv" in done.stderr
     skipped = read_skipped(folder / "1.0.0")
     assert len(skipped) == 13
     for i, (_, reason) in enumerate(BAD.items(), 101):
@@ -260,12 +261,12 @@ def test_killed_at_random_points_it_goes_on_and_ends_with_the_same_bytes(
         if (folder / "1.0.0").exists():
             break
         kills.append(len(done))
-        delay += rng.uniform(0, 0.3)
+        delay += rng.uniform(0, 0.1)
         assert process.exitcode == -signal.SIGKILL
         assert before.items() <= done.items()  # nothing is decoded twice
         with pytest.raises(InputError, match="no TFRecords"):
             open_dataset(config, ("mel",))
-    assert len(kills) >= 3 and 0 < kills[0] < 40
+    assert len(kills) >= 2 and 0 < kills[0] < 40
     process = start(tmp_path, workers=2)  # the last one may have been killed before it tidied up
     process.join()
     assert process.exitcode == 0

@@ -19,6 +19,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from etils import epath
 from ml_collections import ConfigDict
+from tensorflow_datasets.core import writer
 
 from mgc_jax import cli, datasets
 from mgc_jax.datasets.cache import ClipCache
@@ -136,6 +137,9 @@ class _ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 yield from self._examples_of(track)
                 bar.update()
 
+    def _example_writer(self) -> writer.ExampleWriter:
+        return _SortingWriter(self.info.file_format)
+
     def _conclude(self) -> None:
         """Writes the lists, and completes the metadata, which TFDS then writes last of all."""
         used, skipped = dict(self._tracks), list(self._skipped)
@@ -161,6 +165,22 @@ class _ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _skipped_by_beam(self, split: str) -> epath.Path:
         return self.data_path / f"skipped-{split}.json"
+
+
+class _SortingWriter(writer.ExampleWriter):
+    """Writes each record's features in one order; protobuf's own differs from process to process.
+
+    Without it, two preparations of the same files would not be the same bytes.
+    """
+
+    def write(self, path, examples):
+        return super().write(
+            path,
+            (
+                (key, tf.train.Example.FromString(record).SerializeToString(deterministic=True))
+                for key, record in examples
+            ),
+        )
 
 
 def _examples_of(track: Track, clips_of: Callable[[Track], Iterable[Clip]]) -> Iterator[Example]:
