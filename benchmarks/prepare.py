@@ -48,12 +48,12 @@ _TRACKS = flags.DEFINE_integer("tracks", 16, "MP3s a repetition, an even number.
 _REPETITIONS = flags.DEFINE_integer("repetitions", 5, "Repetitions to take medians of.", 1)
 
 _SETTINGS = ClipSettings.from_config(default.get_config())
-# Tracks and mean length in s of FMA's archives; of large, those with a top genre are prepared.
+# Tracks that are prepared (of large and full, those with a top genre) and their mean length in s.
 _FMA = {
     "fma_small": (8_000, 30),
     "fma_medium": (25_000, 30),
     "fma_large": (49_598, 30),
-    "fma_full": (49_598, 270),
+    "fma_full": (49_598, 278),
 }
 
 
