@@ -8,9 +8,15 @@ import zipfile
 
 import numpy as np
 import pytest
+from conftest import write_audio
+from test_datasets import write_metadata
 
-from mgc_jax.datasets import download
+from configs import default
+from mgc_jax.datasets import builders, download
 from mgc_jax.errors import InputError
+from mgc_jax.input_pipeline import open_dataset
+
+SPLITS = ("training", "validation", "test")
 
 
 def content_of(i):
@@ -18,13 +24,14 @@ def content_of(i):
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves `content`, in ranges; ends the connection after `budget` bytes."""
+    """Serves archives, in ranges; ends the connection after `budget` bytes."""
 
     def do_GET(self):  # noqa: N802
-        server, content = self.server, self.server.content
+        server = self.server
         start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
         server.starts.append(start)
-        if self.path != "/fma/fma_small.zip":
+        content = server.archives.get(self.path.removeprefix("/fma/"))
+        if content is None:
             self.send_error(404)
             return
         if start >= len(content):
@@ -40,38 +47,47 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def server(monkeypatch):
+def zipped(files):
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as file:
-        for i in range(3):
-            file.writestr(f"fma_small/000/00000{i}.mp3", content_of(i))
+        for name, content in files.items():
+            file.writestr(name, content)
+    return archive.getvalue()
+
+
+@pytest.fixture
+def server(monkeypatch):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.content, server.starts = archive.getvalue(), []
+        server.archives, server.starts = {}, []
         server.budget, server.ranges = 10**9, True
-        server.address = f"http://127.0.0.1:{server.server_port}/fma"
-        digest = hashlib.sha1(server.content).hexdigest()
-        monkeypatch.setitem(download.SHA1, "fma_small", digest)
+        monkeypatch.setattr(download, "ADDRESS", f"http://127.0.0.1:{server.server_port}/fma")
+
+        def offer(name, files):
+            content = server.archives[f"{name}.zip"] = zipped(files)
+            monkeypatch.setitem(download.SHA1, name, hashlib.sha1(content).hexdigest())
+
+        server.offer = offer
+        offer("fma_small", {f"fma_small/000/00000{i}.mp3": content_of(i) for i in range(3)})
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
 
 
 def test_fetches_once_and_unpacks(server, tmp_path):
-    folder = download.fetch("fma_small", tmp_path, address=server.address)
+    folder = download.fetch("fma_small", tmp_path)
     assert folder.name == "fma_small"
     assert (folder / "000" / "000002.mp3").read_bytes() == content_of(2)
-    assert download.fetch("fma_small", tmp_path, address=server.address) == folder
+    assert download.fetch("fma_small", tmp_path) == folder
     assert server.starts == [0]
 
 
 def test_goes_on_where_it_stopped(server, tmp_path):
     server.budget = 70_000
     with pytest.raises(InputError, match="cannot fetch.*goes on from where it stopped"):
-        download.fetch("fma_small", tmp_path, address=server.address)
+        download.fetch("fma_small", tmp_path)
     assert server.starts == [i * 2**16 for i in range(5)]
     server.budget = 10**9
-    folder = download.fetch("fma_small", tmp_path, address=server.address)
+    folder = download.fetch("fma_small", tmp_path)
     assert server.starts[5:] == [5 * 2**16]
     assert len(list(folder.glob("000/*.mp3"))) == 3
     assert not list(tmp_path.rglob("*.part"))
@@ -80,19 +96,34 @@ def test_goes_on_where_it_stopped(server, tmp_path):
 def test_a_server_that_knows_no_ranges(server, tmp_path):
     server.budget = 70_000
     with pytest.raises(InputError):
-        download.fetch("fma_small", tmp_path, address=server.address)
+        download.fetch("fma_small", tmp_path)
     server.budget, server.ranges = 10**9, False
-    assert download.fetch("fma_small", tmp_path, address=server.address).is_dir()
+    assert download.fetch("fma_small", tmp_path).is_dir()
 
 
 def test_another_content_is_refused_and_deleted(server, tmp_path, monkeypatch):
     monkeypatch.setitem(download.SHA1, "fma_small", "0" * 40)
     for _ in range(2):
         with pytest.raises(InputError, match="SHA-1 .*, but FMA publishes 0000"):
-            download.fetch("fma_small", tmp_path, address=server.address)
+            download.fetch("fma_small", tmp_path)
     assert server.starts == [0, 0]
 
 
 def test_missing_archive(server, tmp_path):
     with pytest.raises(InputError, match="cannot fetch .*fma_medium.zip: 404"):
-        download.fetch("fma_medium", tmp_path, address=server.address)
+        download.fetch("fma_medium", tmp_path)
+
+
+def test_prepare_downloads_what_it_needs(server, tmp_path):
+    write_metadata(tmp_path, "".join(f"{i},y,{SPLITS[i]},small,Rock,x\n" for i in range(3)))
+    for i in range(3):
+        write_audio(tmp_path / f"fma_small/000/00000{i}.mp3", 2, seed=i)
+    for name in ("fma_small", "fma_metadata"):
+        paths = (path for path in (tmp_path / name).rglob("*") if path.is_file())
+        server.offer(name, {str(p.relative_to(tmp_path)): p.read_bytes() for p in paths})
+    config = default.get_config()
+    for name, sources in {"there": {"audio_dir": tmp_path / "fma_small"}, "fetched": {}}.items():
+        config.data_dir = str(tmp_path / name)
+        builders.prepare(config, ("mel",), download=True, **sources)
+        assert len(server.starts) == (0 if sources else 2)
+        assert open_dataset(config, ("mel",)).metadata["tracks_listed"] == 3

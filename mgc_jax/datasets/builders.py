@@ -288,8 +288,10 @@ def _write(
     settings = ClipSettings.from_config(config)
     download_config = None
     if beam_runner:
-        from mgc_jax.datasets.beam import make_runner
-
+        try:
+            from mgc_jax.datasets.beam import make_runner
+        except ImportError as error:
+            raise InputError(f"--beam_runner needs the extra beam: {error}") from None
         runner, options = make_runner(beam_runner, beam_options)
         download_config = tfds.download.DownloadConfig(beam_runner=runner, beam_options=options)
     facts = {

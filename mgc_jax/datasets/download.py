@@ -25,21 +25,20 @@ _MIB = 2**20
 _BLOCK = 2**16  # what a break may lose
 
 
-def fetch(archive: str, folder: str | os.PathLike, *, address: str = ADDRESS) -> epath.Path:
+def fetch(archive: str, folder: str | os.PathLike) -> epath.Path:
     """Fetches and unpacks one of FMA's archives, unless that is done already.
 
     Args:
         archive: a key of `SHA1`.
         folder: keeps the archive, and below it what was unpacked.
-        address: where the archives are.
 
     Returns:
         The unpacked folder, of the archive's name.
 
     Raises:
-        InputError: the address does not answer, or what it gave has another SHA-1.
+        InputError: it cannot be fetched, or what came has another SHA-1.
     """
-    url = f"{address}/{archive}.zip"
+    url = f"{ADDRESS}/{archive}.zip"
     manager = _Manager(download_dir=folder)
     for leftover in (epath.Path(folder) / "extracted").glob("incomplete.*"):
         leftover.rmtree()  # of a run that was killed
