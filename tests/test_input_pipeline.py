@@ -1,14 +1,29 @@
 """Batches from the shards, against plain TFDS."""
 
+import dataclasses
 import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from contextlib import contextmanager
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from etils import epath
 
+from configs import default
+from mgc_jax import parallel
 from mgc_jax.errors import InputError
-from mgc_jax.input_pipeline import open_dataset
+from mgc_jax.features import ClipSettings
+from mgc_jax.input_pipeline import BufferPool, open_dataset
 
 
 def plain_records(config, split):
@@ -25,6 +40,100 @@ def test_gathered_bytes_equal_plain_tfds(dataset, prepared):
         for i, key in enumerate(zip(split.labels["track_id"], split.labels["clip"], strict=True)):
             for feature in ("mel", "waveform", "label"):
                 np.testing.assert_array_equal(batch[feature][i], records[key][feature])
+
+
+def test_any_shards_and_record_lengths(tmp_path):
+    """Tiny clips in seven shards; equal and empty payloads, numbers of one to nine bytes."""
+    config = default.get_config()
+    config.data_dir = str(tmp_path)
+    config.audio.clip_seconds = 4 / config.audio.sample_rate
+    config.mel.update(frames=3, n_mels=5, hop_length=1)
+    rng = np.random.default_rng(0)
+    clips = [
+        {
+            "mel": rng.integers(0, 256, (3, 5), np.uint8) * (i % 3),
+            "waveform": rng.integers(-9, 9, 4, np.int16) * (i % 2),
+            "label": i % 2,
+            "track_id": 3**i,
+            "clip": i,
+        }
+        for i in range(39)
+    ]
+    write_clips(config, clips, shards=7)
+    split, records = open_dataset(config, ("waveform", "mel")).splits["train"], {}
+    folder = tmp_path / "fma_small" / "mel_waveform" / "1.0.0"
+    assert len(list(folder.glob("*.tfrecord-*"))) == 7
+    for record in tfds.as_numpy(tfds.builder_from_directory(folder).as_dataset("train")):
+        records[int(record["clip"])] = record
+    batch = split.gather(np.arange(39))
+    assert sorted(split.labels["clip"]) == sorted(records) == list(range(39))
+    for i, clip in enumerate(split.labels["clip"]):
+        assert split.labels["track_id"][i] == records[clip]["track_id"] == 3**clip
+        for feature in ("mel", "waveform", "label"):
+            np.testing.assert_array_equal(batch[feature][i], records[clip][feature])
+            np.testing.assert_array_equal(batch[feature][i], clips[clip][feature])
+
+
+def write_clips(config, clips, shards):
+    """A data set of given clips, as `prepare` lays it out, by plain TFDS."""
+    settings = ClipSettings.from_config(config)
+    tensors = {
+        name: tfds.features.Tensor(shape=settings.shape(name), dtype=dtype, encoding="bytes")
+        for name, dtype in (("mel", np.uint8), ("waveform", np.int16))
+    }
+    labels = {"label": tfds.features.ClassLabel(names=["a", "b"])}
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="fma_small",
+        config="mel_waveform",
+        version="1.0.0",
+        data_dir=config.data_dir,
+        features=tfds.features.FeaturesDict(
+            tensors | labels | {"track_id": np.int64, "clip": np.int64}
+        ),
+        split_datasets={"train": enumerate(clips)},
+        download_config=tfds.download.DownloadConfig(num_shards=shards),
+    )
+    metadata = Path(config.data_dir) / "fma_small/mel_waveform/1.0.0/metadata.json"
+    metadata.write_text(json.dumps({"settings": dataclasses.asdict(settings)}))
+
+
+def test_no_buffer_is_overwritten_while_a_step_reads_it(dataset):
+    """Steps that come to their batch late, many under way, and nobody else who holds the batch."""
+    split, rows = dataset.splits["train"], np.arange(24)
+
+    def late(state, batch):
+        zero = jax.lax.fori_loop(0, 60, lambda _, x: jnp.tanh(x @ x) * 0, state)[0, 0].astype(int)
+        late_mel = jax.lax.dynamic_slice_in_dim(batch["mel"], zero, len(batch["mel"]))
+        return jax.lax.all_gather(late_mel.astype(int).sum((1, 2)), parallel.AXIS, tiled=True)
+
+    step, state = parallel.data_parallel(late), parallel.replicate(jnp.ones((256, 256)))
+    pool, found, expected = BufferPool(split.gather(rows)["mel"].nbytes * 9), [], []
+    for i in range(12):
+        shifted = np.roll(rows, i)[:8]
+        batch = split.gather(shifted, pool)
+        address = batch["mel"].ctypes.data
+        assert address % 64 == 0  # JAX takes such memory as it is
+        expected.append(batch["mel"].astype(int).sum((1, 2)))
+        found.append(step(state, batch))
+    assert not found[-1].is_ready()  # else this would prove nothing
+    np.testing.assert_array_equal(np.array(found), expected)
+
+
+def test_a_loop_goes_round_a_few_buffers(dataset):
+    split = dataset.splits["train"]
+    pool, in_flight = BufferPool(sum(x.nbytes for x in split.gather(np.arange(8)).values())), deque()
+    step = parallel.data_parallel(lambda state, batch: state + batch["waveform"].max())
+    addresses, state = set(), parallel.replicate(jnp.int16(0))
+    for _ in range(100):
+        batch = split.gather(np.arange(8), pool)
+        addresses.add(batch["mel"].ctypes.data)
+        in_flight.append(step(state, batch))
+        if len(in_flight) > 4:
+            in_flight.popleft().block_until_ready()
+    assert len(addresses) == pool.made <= 8
+    kept = [split.gather(np.arange(i, i + 8), pool)["mel"] for i in range(16)]
+    for i, mel in enumerate(kept):
+        np.testing.assert_array_equal(mel, split.gather(np.arange(i, i + 8))["mel"])
 
 
 def take(split, steps, **kwargs):
