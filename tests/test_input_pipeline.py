@@ -3,13 +3,7 @@
 import dataclasses
 import itertools
 import json
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
 from collections import deque
-from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -17,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from etils import epath
 
 from configs import default
 from mgc_jax import parallel
@@ -121,9 +114,12 @@ def test_no_buffer_is_overwritten_while_a_step_reads_it(dataset):
 
 def test_a_loop_goes_round_a_few_buffers(dataset):
     split = dataset.splits["train"]
-    pool, in_flight = BufferPool(sum(x.nbytes for x in split.gather(np.arange(8)).values())), deque()
+    pool, in_flight = (
+        BufferPool(sum(x.nbytes for x in split.gather(np.arange(8)).values())),
+        deque(),
+    )
     step = parallel.data_parallel(lambda state, batch: state + batch["waveform"].max())
-    addresses, state = set(), parallel.replicate(jnp.int16(0))
+    addresses, in_flight, state = set(), deque(), parallel.replicate(jnp.int16(0))
     for _ in range(100):
         batch = split.gather(np.arange(8), pool)
         addresses.add(batch["mel"].ctypes.data)
