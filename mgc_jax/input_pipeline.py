@@ -223,7 +223,7 @@ def open_dataset(config: ConfigDict, feature_names: tuple[str, ...]) -> ClipData
         InputError: there are none, they are damaged, or were made with other audio settings.
     """
     candidates = [dataset_path(config, names) for names in (feature_names, ("mel", "waveform"))]
-    found = [path for path in candidates if (path / "dataset_info.json").exists()]
+    found = [path for path in candidates if shards.exists(path / "dataset_info.json")]
     if not found:
         raise InputError(
             f"no TFRecords in {candidates[0]}: make them with `python -m mgc_jax.prepare "

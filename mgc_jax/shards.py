@@ -87,6 +87,18 @@ def load_index(files: Sequence[str], lengths: Sequence[int], split: str) -> Inde
     return index
 
 
+def exists(path: epath.Path) -> bool:
+    """Whether a local or remote file is there.
+
+    Raises:
+        InputError: the bucket cannot be reached.
+    """
+    try:
+        return path.exists()
+    except (OSError, tf.errors.OpError) as error:
+        raise InputError(f"cannot read {path}: {error}") from None
+
+
 def stage(remote: epath.Path) -> Path:
     """Copies a remote data set into the user's cache folder, except for what is there already.
 

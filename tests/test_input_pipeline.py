@@ -3,7 +3,14 @@
 import dataclasses
 import itertools
 import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
 from collections import deque
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -11,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from etils import epath
 
 from configs import default
 from mgc_jax import parallel
@@ -165,8 +173,67 @@ def test_evaluation_sees_every_clip_once_in_order(dataset):
     split = dataset.splits["test"]
     batches = list(split.eval_batches(9))
     assert [len(b["label"]) for b in batches] == [9, 9, 9]
-    mels = np.concatenate([b["mel"] for b in batches])
-    np.testing.assert_array_equal(mels[:24], split.gather(np.arange(24))["mel"])
+    mask = np.concatenate([b["mask"] for b in batches])
+    mels = np.concatenate([b["mel"] for b in batches])[mask]
+    np.testing.assert_array_equal(mels, split.gather(np.arange(24))["mel"])
+
+
+# Each process sums every clip of its share on its two devices, and gathers the sums of all.
+_HOST = """
+import sys
+from itertools import islice
+import jax
+import numpy as np
+process, port, config = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+jax.config.update("jax_num_cpu_devices", 2)
+jax.distributed.initialize(f"localhost:{port}", 2, process)
+from configs import default
+from mgc_jax import parallel
+from mgc_jax.input_pipeline import open_dataset
+
+config = default.get_config()
+config.data_dir = sys.argv[3]
+splits = open_dataset(config, ("mel",)).splits
+
+def sums(state, batch):
+    found = batch["mel"].astype(int).sum((1, 2)) * batch.get("mask", 1)
+    return jax.lax.all_gather(found, parallel.AXIS, tiled=True)
+
+step = parallel.data_parallel(sums)
+train = islice(splits["train"].train_batches(8, seed=3), 4)
+for batches in (list(train), list(splits["test"].eval_batches(20))):
+    assert all(len(batch["mel"]) * 2 in (8, 20) for batch in batches)
+    found = [np.asarray(step(np.int32(0), batch)) for batch in batches]
+    print(process, *np.concatenate(found), flush=True)
+"""
+
+
+def test_global_batches_do_not_depend_on_the_number_of_hosts(dataset, prepared):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-c", _HOST]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    hosts = [
+        subprocess.Popen(
+            [*command, str(process), port, prepared.data_dir],
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for process in range(2)
+    ]
+    batches = take(dataset.splits["train"], 4, batch_size=8, seed=3)
+    expected = np.concatenate([batch["mel"] for batch in batches])
+    test = dataset.splits["test"].gather(np.arange(24))["mel"]
+    expected = [mels.astype(int).sum((1, 2)).tolist() for mels in (expected, test)]
+    expected[1] += [0] * 16  # the mask's part of two batches of 20
+    for process, host in enumerate(hosts):
+        lines = [line for line in host.communicate()[0].splitlines() if line[0].isdigit()]
+        assert host.returncode == 0
+        assert [list(map(int, line.split())) for line in lines] == [
+            [process, *sums] for sums in expected
+        ]
 
 
 def test_reads_only_what_is_asked_for(prepared):
@@ -191,8 +258,12 @@ def test_other_audio_settings(config):
         open_dataset(config, ("mel",))
 
 
+def shard_of(config, split):
+    return next(Path(config.data_dir).rglob(f"*-{split}.tfrecord*"))
+
+
 def test_damaged_record_is_named(own_data):
-    shard = next(Path(own_data.data_dir).rglob("*-train.tfrecord*"))
+    shard = shard_of(own_data, "train")
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 255
     shard.write_bytes(content)
@@ -200,11 +271,112 @@ def test_damaged_record_is_named(own_data):
         open_dataset(own_data, ("mel",))
 
 
-def test_index_is_made_again_when_a_shard_changes(own_data):
-    open_dataset(own_data, ("mel",))
-    folder = Path(own_data.data_dir) / "fma_small/mel_waveform/1.0.0"
-    train, test = (next(folder.glob(f"*-{name}.tfrecord*")) for name in ("train", "test"))
-    train.write_bytes(test.read_bytes())
-    dataset = open_dataset(own_data, ("mel",))
-    for name, values in dataset.splits["train"].labels.items():
-        np.testing.assert_array_equal(values, dataset.splits["test"].labels[name])
+@pytest.mark.parametrize(("kept", "problem"), [(0.5, "12 is missing"), (0, "0 is missing")])
+def test_torn_shard_is_named(own_data, kept, problem):
+    shard = shard_of(own_data, "train")
+    os.truncate(shard, int(shard.stat().st_size * kept))
+    with pytest.raises(InputError, match=f"{shard.name}: record {problem}"):
+        open_dataset(own_data, ("mel",))
+    shard.unlink()
+    with pytest.raises(InputError, match=f"{shard.name} is missing"):
+        open_dataset(own_data, ("mel",))
+
+
+def test_shard_that_ends_between_two_records_is_named(own_data):
+    shard = shard_of(own_data, "train")
+    length = int.from_bytes(shard.read_bytes()[:8], "little")
+    os.truncate(shard, 12 + length + 4)
+    with pytest.raises(InputError, match="record 1 is missing, as dataset_info.json counts 24"):
+        open_dataset(own_data, ("mel",))
+
+
+def test_index_is_made_once_and_again_when_a_shard_changes(own_data):
+    before = open_dataset(own_data, ("mel",)).splits["train"].labels
+    shard, other = shard_of(own_data, "train"), shard_of(own_data, "test")
+    times = shard.stat().st_atime_ns, shard.stat().st_mtime_ns
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 255
+    shard.write_bytes(content)
+    os.utime(shard, ns=times)
+    open_dataset(own_data, ("mel",))  # the records are not read again, or this would be noticed
+    shard.write_bytes(other.read_bytes())
+    splits = open_dataset(own_data, ("mel",)).splits
+    for name, values in splits["train"].labels.items():
+        np.testing.assert_array_equal(values, splits["test"].labels[name])
+    assert not np.array_equal(before["track_id"], splits["train"].labels["track_id"])
+
+
+def test_torn_index_is_made_again(own_data):
+    labels = open_dataset(own_data, ("mel",)).splits["train"].labels
+    index = shard_of(own_data, "train").with_name("index-train.npz")
+    for size in (0, 100, index.stat().st_size - 100):
+        os.truncate(index, size)
+        found = open_dataset(own_data, ("mel",)).splits["train"].labels
+        np.testing.assert_array_equal(found["track_id"], labels["track_id"])
+    assert not list(index.parent.glob(".index*"))
+
+
+@contextmanager
+def read_only(folder):
+    """A folder that this process cannot write to, even if it is root's."""
+    folder.chmod(0o555)
+    if root := os.geteuid() == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+        folder.chmod(0o755)
+
+
+def test_index_of_a_read_only_folder_is_kept_elsewhere(config, monkeypatch):
+    with tempfile.TemporaryDirectory() as root:  # not tmp_path, which only its owner may enter
+        Path(root).chmod(0o755)
+        shutil.copytree(config.data_dir, f"{root}/data", ignore=shutil.ignore_patterns("*.npz"))
+        Path(root, "data").chmod(0o755)
+        (cache := Path(root, "cache")).mkdir()
+        cache.chmod(0o777)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+        config.data_dir = f"{root}/data"
+        folder = shard_of(config, "train").parent
+        with read_only(folder):
+            first = open_dataset(config, ("mel",)).splits["train"]
+            index = next(cache.rglob("index-train.npz"))
+            made = index.stat().st_mtime_ns
+            second = open_dataset(config, ("mel",)).splits["train"]
+        assert not list(folder.glob("*.npz"))
+        assert index.stat().st_mtime_ns == made
+        np.testing.assert_array_equal(first.labels["clip"], second.labels["clip"])
+
+
+def test_data_in_a_bucket_is_copied_first(own_data, tmp_path, monkeypatch):
+    """Local files pose as a bucket's, through etils.epath."""
+    bucket, cache, read = Path(own_data.data_dir), tmp_path / "cache", []
+
+    def posing(function, path, *args):
+        local = str(path).replace("gs://bucket", str(bucket))
+        read.extend([Path(local).name] if args == ("rb",) else [])
+        return function(local, *args)
+
+    def gather():
+        split = open_dataset(own_data, ("mel",)).splits["train"]
+        return split.gather(np.arange(len(split)))["mel"]
+
+    expected = gather()
+    shard, other = shard_of(own_data, "train"), shard_of(own_data, "test")
+    own_data.data_dir = "gs://bucket"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    monkeypatch.setattr("etils.epath.gpath._is_tf_installed", lambda: False)  # else it ignores us
+    operations = ("open", "exists", "isdir", "listdir", "stat")
+    with epath.testing.mock_epath(**dict.fromkeys(operations, posing)):
+        np.testing.assert_array_equal(gather(), expected)
+        assert shard.name in read and "dataset_info.json" in read
+        read.clear()
+        np.testing.assert_array_equal(gather(), expected)
+        assert read == []
+        shard.write_bytes(other.read_bytes())
+        assert not np.array_equal(gather(), expected)
+        assert read == [shard.name]
+    copies = cache / "mgc_jax/data/gs/bucket/fma_small/mel_waveform/1.0.0"
+    assert (copies / shard.name).read_bytes() == other.read_bytes()
