@@ -26,6 +26,7 @@ of the time that the loop spends in getting batches.
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import importlib.util
 import itertools
@@ -163,16 +164,17 @@ def write_tfds(config: ConfigDict, folder: Path, names: tuple[str, ...], clips: 
     )
     path = Path(dataset_path(config, names))
     if not path.exists():
-        tfds.dataset_builders.store_as_tfds_dataset(
-            name=config.dataset,
-            config="_".join(names),
-            version=path.name,
-            data_dir=folder,
-            features=tfds.features.FeaturesDict(
-                features | {"label": genres, "track_id": np.int64, "clip": np.int64}
-            ),
-            split_datasets={"train": examples},
-        )
+        with contextlib.redirect_stdout(sys.stderr):  # TFDS talks of downloading
+            tfds.dataset_builders.store_as_tfds_dataset(
+                name=config.dataset,
+                config="_".join(names),
+                version=path.name,
+                data_dir=folder,
+                features=tfds.features.FeaturesDict(
+                    features | {"label": genres, "track_id": np.int64, "clip": np.int64}
+                ),
+                split_datasets={"train": examples},
+            )
         metadata = {"settings": dataclasses.asdict(settings)}
         (path / "metadata.json").write_text(json.dumps(metadata))
 

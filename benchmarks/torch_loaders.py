@@ -57,7 +57,7 @@ def close() -> None:
 class _Clips:
     def __init__(self, folder: Path, kind: str, names: tuple[str, ...]):
         self._folder, self._kind = folder, kind
-        self._arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in names}
+        self._arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="c") for name in names}
 
     def __len__(self) -> int:
         return len(next(iter(self._arrays.values())))
