@@ -50,6 +50,7 @@ def progress_bar(*, total: int, description: str, unit: str, leave: bool = True)
         total=total,
         desc=description,
         unit=unit,
+        unit_scale=unit == "B",
         leave=leave or not live,
         delay=0 if live else interval,
         mininterval=interval,

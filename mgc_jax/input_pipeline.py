@@ -1,62 +1,86 @@
-"""TFRecords to batches: an index of every clip's bytes in the shards, gathered by permuted position
-under tf.data.
+"""TFRecords to batches: clips are copied by permuted position straight out of the memory-mapped
+shards.
 
-Records are parsed once, when the index is made; a batch is then copied straight out of the
-memory-mapped shards. Any position of any epoch is reached at no cost, and the shuffle is complete
-without a buffer.
+Records are parsed once, when the index is made (see `shards`). Any position of any epoch is then
+reached at no cost, the shuffle is complete without a buffer, and a set larger than memory streams
+through the page cache. A batch takes less time to copy than handing it from a thread of tf.data to
+the loop (benchmarks/RESULTS.md), so it is made in the loop's own thread, while the devices still
+compute the steps before.
 """
 
-import json
+import functools
+import itertools
 import math
+import mmap
 import os
+import weakref
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
 import tensorflow_datasets as tfds
+from etils import epath
 from ml_collections import ConfigDict
 
+from mgc_jax import parallel, shards
 from mgc_jax.datasets import VERSION
 from mgc_jax.errors import InputError
 from mgc_jax.features import ClipSettings
 
-# tf.data only moves bytes for the CPU here; no GPU memory may go to TensorFlow.
-tf.config.set_visible_devices([], "GPU")
-
-_LABELS = ("label", "track_id", "clip")
-# A TFRecord is: length (8 bytes), its CRC (4), the data, their CRC (4).
-_RECORD_HEAD, _RECORD_TAIL = 12, 4
+# JAX on a CPU takes memory as it is, without a copy, from such addresses on.
+_ALIGNMENT = 64
+# Batches ahead of the copied one whose pages the disk is asked for.
+_READ_AHEAD = 4
 
 Batch = dict[str, np.ndarray]
 
 
-class Index(NamedTuple):
-    """Where the clips of a split lie.
+class BufferPool:
+    """Memory for batches, used again as soon as nobody reads it any more, and never before.
+
+    Fresh memory would cost more than the copy into it. A buffer returns to the pool when the last
+    array over it is gone, and JAX holds the array that it was given until the transfer has ended
+    or, where a device reads the array's memory itself (CPUs do), the last step on it. Who keeps
+    batches makes the pool grow; a training loop goes round a few buffers.
 
     Attributes:
-        shard: `[clips] int32`, number of the shard file.
-        offsets: feature name to `[clips] int64`, position of the payload's first byte in its shard.
-        labels: `label`, `track_id` and `clip` to `[clips] int64`.
+        made: buffers in use and free.
     """
 
-    shard: np.ndarray
-    offsets: dict[str, np.ndarray]
-    labels: dict[str, np.ndarray]
+    def __init__(self, size: int):
+        self._size = size
+        self._free = []
+        self.made = 0
+
+    def take(self) -> np.ndarray:
+        """`[size] uint8` of any content, aligned."""
+        try:
+            memory = self._free.pop()
+        except IndexError:
+            whole = np.empty(self._size + _ALIGNMENT, np.uint8)
+            start = -whole.ctypes.data % _ALIGNMENT
+            memory = memoryview(whole)[start : start + self._size]
+            self.made += 1
+        # All views of this array hold it, and none of them the memory below it.
+        buffer = np.frombuffer(memory, np.uint8)
+        weakref.finalize(buffer, self._free.append, memory).atexit = False
+        return buffer
 
 
 class Split:
     """One split of a prepared data set, as a sequence of clips."""
 
     def __init__(self, info: tfds.core.DatasetInfo, name: str, feature_names: tuple[str, ...]):
-        files = [str(path) for path in info.splits[name].filepaths]
-        self._maps = [np.memmap(path, np.uint8, mode="r") for path in files]
-        self._specs = {
+        split = info.splits[name]
+        files = [os.fspath(path) for path in split.filepaths]
+        self._index = shards.load_index(files, split.shard_lengths, name)
+        self._maps = [_map(path) for path in files]
+        self._bytes = [np.frombuffer(file, np.uint8) for file in self._maps]
+        self._fields = {
             feature: (info.features[feature].shape, np.dtype(info.features[feature].np_dtype))
             for feature in feature_names
         }
-        self._index = _load_index(files, name)
 
     def __len__(self) -> int:
         return len(self._index.shard)
@@ -66,60 +90,73 @@ class Split:
         """`label`, `track_id` and `clip`, each `[clips] int64`, in stored order."""
         return self._index.labels
 
-    def gather(self, rows: np.ndarray) -> Batch:
+    def gather(self, rows: np.ndarray, pool: BufferPool | None = None) -> Batch:
         """Copies clips out of the shards.
 
         Args:
             rows: `[batch] int64`, positions in stored order.
+            pool: where the memory comes from; it is new without one.
 
         Returns:
             `mel` `[batch, frames, mels] uint8` and/or `waveform` `[batch, samples] int16`; `label`
             `[batch] int32`.
         """
+        buffer = (pool or self._pool(len(rows))).take()
         batch = {"label": self._index.labels["label"][rows].astype(np.int32)}
-        for name, (shape, dtype) in self._specs.items():
-            size = math.prod(shape) * dtype.itemsize
-            out = np.empty((len(rows), size), np.uint8)
-            starts, shards = self._index.offsets[name][rows], self._index.shard[rows]
-            for target, shard, start in zip(out, shards, starts, strict=True):
-                target[:] = self._maps[shard][start : start + size]
-            batch[name] = out.view(dtype).reshape(len(rows), *shape)
+        start = 0
+        for name, (shape, dtype) in self._fields.items():
+            target = buffer[start : start + len(rows) * self._size(name)]
+            clips = [self._bytes[shard][clip] for shard, clip in self._slices(name, rows)]
+            np.concatenate(clips, out=target)
+            batch[name] = target.view(dtype).reshape(len(rows), *shape)
+            start += _aligned(target.size)
         return batch
 
     def train_batches(self, batch_size: int, seed: int, first_step: int = 0) -> Iterator[Batch]:
-        """Endless shuffled batches from a step on.
+        """Endless shuffled batches from a step on: of each global batch, this host's share.
 
         Each epoch is a complete shuffle that depends on seed and epoch alone; the clips left over
         when an epoch does not divide by the batch size are dropped from it (another epoch leaves
         out others).
 
         Args:
-            batch_size: clips a batch.
+            batch_size: clips of a global batch.
             seed: of the order.
-            first_step: batches to skip, counted over all epochs.
+            first_step: global batches to skip, counted over all epochs.
 
         Raises:
             InputError: the split is smaller than one batch.
         """
-        steps = self.steps_per_epoch(batch_size)
-        order = {}  # the permutation of the current epoch only
 
         def rows(step: int) -> np.ndarray:
-            epoch, position = divmod(step, steps)
-            if epoch not in order:
-                order.clear()
-                order[epoch] = np.random.default_rng([seed, epoch]).permutation(len(self))
-            return order[epoch][position * batch_size : (position + 1) * batch_size]
+            return parallel.host_share(self.train_rows(step, batch_size, seed))
 
-        return self._stream(tf.data.Dataset.range(first_step, np.iinfo(np.int64).max), rows)
+        # From the second epoch on, what fits into memory is in the page cache.
+        cold_until = first_step + self.steps_per_epoch(batch_size)
+        if sum(map(len, self._maps)) > _memory():
+            cold_until = math.inf
+        pool = self._pool(len(rows(first_step)))
+        for step in itertools.count(first_step):
+            if step < cold_until:
+                self._read_ahead(rows(step + _READ_AHEAD))
+            yield self.gather(rows(step), pool)
+
+    def train_rows(self, step: int, batch_size: int, seed: int) -> np.ndarray:
+        """The clips of one global batch of `train_batches`: `[batch] int64`, in stored order."""
+        epoch, position = divmod(step, self.steps_per_epoch(batch_size))
+        return _order(len(self), seed, epoch)[position * batch_size : (position + 1) * batch_size]
 
     def eval_batches(self, batch_size: int) -> Iterator[Batch]:
-        """Every clip once, in stored order; the last clip is repeated to fill the last batch."""
+        """Every clip once, in stored order: of each global batch, this host's share.
 
-        def rows(step: int) -> np.ndarray:
-            return np.minimum(np.arange(step * batch_size, (step + 1) * batch_size), len(self) - 1)
-
-        return self._stream(tf.data.Dataset.range(math.ceil(len(self) / batch_size)), rows)
+        The last clip is repeated to fill the last batch; `mask` `[batch] bool` is False there.
+        """
+        pool = None
+        for start in range(0, len(self), batch_size):
+            rows = parallel.host_share(np.arange(start, start + batch_size))
+            pool = pool or self._pool(len(rows))
+            batch = self.gather(np.minimum(rows, len(self) - 1), pool)
+            yield batch | {"mask": rows < len(self)}
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Whole batches in an epoch."""
@@ -129,30 +166,33 @@ class Split:
             )
         return len(self) // batch_size
 
-    def _stream(self, steps: tf.data.Dataset, rows) -> Iterator[Batch]:
-        """Runs `gather` a few steps ahead of the consumer, in tf.data's threads."""
-        shapes = {name: spec[0] for name, spec in self._specs.items()} | {"label": ()}
-        dtypes = {name: spec[1] for name, spec in self._specs.items()} | {
-            "label": np.dtype(np.int32)
-        }
-        names = list(shapes)
+    def _size(self, name: str) -> int:
+        shape, dtype = self._fields[name]
+        return math.prod(shape) * dtype.itemsize
 
-        def load(step):
-            arrays = tf.numpy_function(
-                lambda s: [self.gather(rows(int(s)))[name] for name in names],
-                [step],
-                [tf.as_dtype(dtypes[name]) for name in names],
-            )
-            return dict(zip(names, arrays, strict=True))
+    def _pool(self, clips: int) -> BufferPool:
+        return BufferPool(sum(_aligned(clips * self._size(name)) for name in self._fields))
 
-        return steps.map(load).prefetch(2).as_numpy_iterator()
+    def _slices(self, name: str, rows: np.ndarray) -> Iterator[tuple[int, slice]]:
+        """Where clips lie: number and part of a shard."""
+        size = self._size(name)
+        starts = self._index.offsets[name][rows].tolist()
+        for shard, start in zip(self._index.shard[rows].tolist(), starts, strict=True):
+            yield shard, slice(start, start + size)
+
+    def _read_ahead(self, rows: np.ndarray) -> None:
+        """Asks the disk for clips, without waiting: one at a time would take it far longer."""
+        for name in self._fields:
+            for shard, clip in self._slices(name, rows):
+                start = clip.start - clip.start % mmap.PAGESIZE
+                self._maps[shard].madvise(mmap.MADV_WILLNEED, start, clip.stop - start)
 
 
 class ClipDataset(NamedTuple):
     """A prepared data set.
 
     Attributes:
-        path: its folder.
+        path: its folder on this machine.
         genres: names in label order.
         splits: by name.
         metadata: what `prepare` recorded: `settings`, `splits` (tracks and clips used),
@@ -165,32 +205,35 @@ class ClipDataset(NamedTuple):
     metadata: Mapping
 
 
-def dataset_path(config: ConfigDict, feature_names: tuple[str, ...]) -> Path:
+def dataset_path(config: ConfigDict, feature_names: tuple[str, ...]) -> epath.Path:
     """Where a config's records for these features are, or would be."""
-    return Path(config.data_dir) / config.dataset / "_".join(feature_names) / VERSION
+    return epath.Path(config.data_dir) / config.dataset / "_".join(feature_names) / VERSION
 
 
 def open_dataset(config: ConfigDict, feature_names: tuple[str, ...]) -> ClipDataset:
     """Opens the records that `prepare` wrote for a config.
+
+    Those in a bucket (`gs://`) are copied to this machine first.
 
     Args:
         config: keys `dataset`, `data_dir`, `audio`, `mel`.
         feature_names: what to read; a data set that holds more will do.
 
     Raises:
-        InputError: there are none, or they were made with other audio settings.
+        InputError: there are none, they are damaged, or were made with other audio settings.
     """
     candidates = [dataset_path(config, names) for names in (feature_names, ("mel", "waveform"))]
-    found = [path for path in candidates if (path / "dataset_info.json").is_file()]
+    found = [path for path in candidates if shards.exists(path / "dataset_info.json")]
     if not found:
         raise InputError(
             f"no TFRecords in {candidates[0]}: make them with `python -m mgc_jax.prepare "
             "--config=... --audio_dir=...`, or let --config.data_dir name the folder that has them"
         )
-    info = tfds.builder_from_directory(found[0]).info
-    _check_settings(found[0], info.metadata["settings"], ClipSettings.from_config(config))
+    path = shards.stage(found[0]) if "://" in str(found[0]) else Path(found[0])
+    info = tfds.builder_from_directory(path).info
+    _check_settings(path, info.metadata["settings"], ClipSettings.from_config(config))
     return ClipDataset(
-        path=found[0],
+        path=path,
         genres=info.features["label"].names,
         splits={name: Split(info, name, feature_names) for name in info.splits},
         metadata=info.metadata,
@@ -210,67 +253,20 @@ def _check_settings(path: Path, stored: Mapping, wanted: ClipSettings) -> None:
         )
 
 
-def _load_index(files: list[str], split: str) -> Index:
-    """Reads the index beside the shards, or makes it when it is missing or older than they are."""
-    path = Path(files[0]).with_name(f"index-{split}.npz")
-    stamp = json.dumps(
-        [[os.path.basename(f), os.path.getsize(f), os.stat(f).st_mtime_ns] for f in files]
-    )
-    try:
-        with np.load(path) as stored:
-            if str(stored["stamp"]) == stamp:
-                return _unflatten(stored)
-    except (OSError, KeyError, ValueError):
-        pass  # missing or torn: made again
-    index = _make_index(files)
-    _save_index(path, index, stamp)
-    return index
+@functools.lru_cache(maxsize=2)
+def _order(clips: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(clips)
 
 
-def _make_index(files: list[str]) -> Index:
-    """Reads every record once, checking its CRC, and notes where its payloads lie."""
-    shards, offsets, labels = [], {}, {name: [] for name in _LABELS}
-    for shard, path in enumerate(files):
-        position = 0
-        records = tf.data.TFRecordDataset(path).as_numpy_iterator()
-        for number in range(np.iinfo(np.int64).max):
-            try:
-                record = next(records, None)
-            except tf.errors.OpError:
-                raise InputError(
-                    f"{path}: record {number} is damaged; delete the folder and prepare it again"
-                ) from None
-            if record is None:
-                break
-            example = tf.train.Example.FromString(record).features.feature
-            shards.append(shard)
-            for name, feature in example.items():
-                if name in labels:
-                    labels[name].append(feature.int64_list.value[0])
-                else:
-                    payload = record.find(feature.bytes_list.value[0])
-                    offsets.setdefault(name, []).append(position + _RECORD_HEAD + payload)
-            position += _RECORD_HEAD + len(record) + _RECORD_TAIL
-    return Index(
-        np.array(shards, np.int32),
-        {name: np.array(values, np.int64) for name, values in offsets.items()},
-        {name: np.array(values, np.int64) for name, values in labels.items()},
-    )
+def _map(path: str) -> mmap.mmap:
+    with open(path, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _save_index(path: Path, index: Index, stamp: str) -> None:
-    offsets = {f"offset_{name}": values for name, values in index.offsets.items()}
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            np.savez(file, stamp=np.array(stamp), shard=index.shard, **offsets, **index.labels)
-        os.replace(temporary, path)
-    except OSError:
-        pass  # a read-only folder: the index is made again at the next start
+def _aligned(size: int) -> int:
+    return math.ceil(size / _ALIGNMENT) * _ALIGNMENT
 
 
-def _unflatten(stored: Mapping[str, np.ndarray]) -> Index:
-    offsets = {
-        name.removeprefix("offset_"): stored[name] for name in stored if name.startswith("offset_")
-    }
-    return Index(stored["shard"], offsets, {name: stored[name] for name in _LABELS})
+def _memory() -> int:
+    """Of this machine, in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

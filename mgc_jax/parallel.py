@@ -46,6 +46,11 @@ def replicate(tree: Any) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
+def host_share(rows: np.ndarray) -> np.ndarray:
+    """This host's part of a global batch: `[batch]` to `[batch / hosts]`."""
+    return np.split(rows, jax.process_count())[jax.process_index()]
+
+
 def check_batch_size(batch_size: int) -> None:
     """Raises InputError unless every device gets an equal part of the global batch."""
     devices = jax.device_count()

@@ -1,0 +1,319 @@
+"""Rates of the input pipeline beside other readers of the same clips, or its share of a step.
+
+python benchmarks/input_pipeline.py                               (rates)
+python benchmarks/input_pipeline.py --config=configs/densenet.py  (waiting for data)
+
+Both make clips of random bytes and write them with TFDS as `mgc_jax.prepare` does. Rates come from
+one run, the readers taking turns, and are JSON on stdout: for `mel`, `waveform` and `mel_waveform`,
+clips/s (the median of the rounds) in shuffled batches of 32, null where a package is missing.
+
+ours          as training reads
+plain         tfds.load with its decoding, shuffle, batch, prefetch, as_numpy
+tf_data       TFRecordDataset, shuffle, batch, then parse in two threads, prefetch
+torch_npy     PyTorch's DataLoader over a float32 .npy a clip, the better of 0 and 2 workers
+torch_memmap  the same over a memory map of all clips, in the type that is stored
+grain         grain.MapDataset over uncompressed array_record files
+limit         clips gathered from memory into one buffer, again and again
+
+Ours, plain, tf_data and grain end in a compiled step over all devices that touches every input;
+PyTorch's batches stay on the CPU. Ratios and both numbers of workers are logged.
+
+With --config: for steps that take an accelerator 1, 2 and 5 ms a batch of 32 (posed: nothing is
+computed, and up to four steps are under way, as in training), the share of the time that it has
+nothing to do, and the rates needed and reached; for the config's network on this machine, the share
+of the time that the loop spends in getting batches.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import importlib.util
+import itertools
+import json
+import math
+import multiprocessing
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+# Runs from a clone, whether or not the package is installed.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import jax
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from absl import flags
+from ml_collections import ConfigDict
+
+from benchmarks import torch_loaders
+from configs import default
+from mgc_jax import cli, parallel, train
+from mgc_jax.features import ClipSettings
+from mgc_jax.input_pipeline import dataset_path, open_dataset
+
+_CONFIG = cli.define_config()
+_CLIPS = flags.DEFINE_integer("clips", 2048, "Clips of the set.", 64)
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each reader.", 1)
+_SECONDS = flags.DEFINE_float("seconds", 0.4, "Length of a turn.")
+_DIR = flags.DEFINE_string("dir", None, "Where the set is made, some 5 GB; default: for this run.")
+
+_BATCH = 32
+_CLASSES = 8
+_STEPS_IN_FLIGHT = 4
+_FEATURES = {"mel": np.dtype(np.uint8), "waveform": np.dtype(np.int16)}
+_READERS = ("ours", "plain", "tf_data", "torch_npy", "torch_memmap", "grain", "limit")
+
+
+def main(argv: list[str]) -> None:
+    cli.reject_arguments(argv)
+    tfds.disable_progress_bar()
+    asked = any(argument.lstrip("-").startswith("config") for argument in sys.argv[1:])
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(_DIR.value or temporary)
+        if asked:
+            results = measure_waiting(_CONFIG.value, folder)
+        else:
+            results = measure_rates(default.get_config(), folder)
+    print(json.dumps(results, indent=2))
+
+
+def measure_rates(config: ConfigDict, folder: Path) -> dict:
+    clips = make_clips(config, folder)
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, spawn) as torch_process:
+        return {
+            "_".join(names): _compare(config, folder, names, clips, torch_process)
+            for names in (("mel",), ("waveform",), ("mel", "waveform"))
+        }
+
+
+def _compare(config, folder: Path, names: tuple[str, ...], clips: dict, torch_process) -> dict:
+    write_tfds(config, folder, names, clips)
+    settings = ClipSettings.from_config(config)
+    shapes = {name: settings.shape(name) for name in names}
+    batches = {
+        "ours": open_dataset(config, names).splits["train"].train_batches(_BATCH, seed=0),
+        "plain": plain_batches(config, names),
+        "tf_data": tf_data_batches(config, shapes),
+    }
+    if importlib.util.find_spec("grain"):
+        batches["grain"] = grain_batches(folder, shapes, clips)
+    batches = {name: map(_deliver, reader) for name, reader in batches.items()}
+    batches["limit"] = memory_batches({name: clips[name] for name in names})
+
+    def turn(reader: str) -> float:
+        if reader in batches:
+            return _rate(batches[reader])
+        kind, workers = reader.split()
+        job = torch_process.submit(
+            torch_loaders.rate, folder, kind, names, _BATCH, int(workers), _SECONDS.value
+        )
+        return job.result()
+
+    readers = list(batches)
+    if importlib.util.find_spec("torch"):
+        readers += ["npy 0", "npy 2", "memmap 0", "memmap 2"]
+    for reader in readers:
+        turn(reader)
+    rounds = [{reader: turn(reader) for reader in readers} for _ in range(_ROUNDS.value)]
+    torch_process.submit(torch_loaders.close).result()
+    rates = {reader: statistics.median(r[reader] for r in rounds) for reader in readers}
+    ratios = {
+        reader: round(statistics.median(r["ours"] / r[reader] for r in rounds), 2)
+        for reader in readers
+    }
+    rounded = {reader: round(rate) for reader, rate in rates.items()}
+    cli.log.info("%s: %s", "_".join(names), json.dumps(rounded))
+    cli.log.info("ours / theirs, median of the rounds: %s", json.dumps(ratios))
+    for kind in ("npy", "memmap") if "npy 0" in rounded else ():
+        rounded[f"torch_{kind}"] = max(rounded[f"{kind} 0"], rounded[f"{kind} 2"])
+    return {reader: rounded.get(reader) for reader in _READERS}
+
+
+def make_clips(config: ConfigDict, folder: Path) -> dict[str, np.ndarray]:
+    """Random clips, `[clips, ...]` of each feature; also stored as PyTorch's loaders read them."""
+    settings, rng, clips = ClipSettings.from_config(config), np.random.default_rng(0), {}
+    for name, dtype in _FEATURES.items():
+        info = np.iinfo(dtype)
+        shape = (_CLIPS.value, *settings.shape(name))
+        clips[name] = rng.integers(info.min, info.max, shape, dtype, endpoint=True)
+    if importlib.util.find_spec("torch"):
+        torch_loaders.write(folder, clips)
+    return clips
+
+
+def write_tfds(config: ConfigDict, folder: Path, names: tuple[str, ...], clips: dict) -> None:
+    """Writes clips as our builders do, and points the config at them."""
+    config.data_dir, config.dataset = str(folder), "benchmark"
+    settings = ClipSettings.from_config(config)
+    features = {
+        name: tfds.features.Tensor(
+            shape=settings.shape(name), dtype=_FEATURES[name], encoding="bytes"
+        )
+        for name in names
+    }
+    genres = tfds.features.ClassLabel(num_classes=_CLASSES)
+    examples = (
+        (i, {n: clips[n][i] for n in names} | {"label": i % _CLASSES, "track_id": i, "clip": 0})
+        for i in range(_CLIPS.value)
+    )
+    path = Path(dataset_path(config, names))
+    if not path.exists():
+        with contextlib.redirect_stdout(sys.stderr):  # TFDS talks of downloading
+            tfds.dataset_builders.store_as_tfds_dataset(
+                name=config.dataset,
+                config="_".join(names),
+                version=path.name,
+                data_dir=folder,
+                features=tfds.features.FeaturesDict(
+                    features | {"label": genres, "track_id": np.int64, "clip": np.int64}
+                ),
+                split_datasets={"train": examples},
+            )
+        metadata = {"settings": dataclasses.asdict(settings)}
+        (path / "metadata.json").write_text(json.dumps(metadata))
+
+
+def plain_batches(config: ConfigDict, names: tuple[str, ...]) -> Iterator[dict]:
+    dataset = tfds.builder_from_directory(dataset_path(config, names)).as_dataset(split="train")
+    dataset = dataset.repeat().shuffle(_CLIPS.value).batch(_BATCH).prefetch(tf.data.AUTOTUNE)
+    return ({n: batch[n] for n in (*names, "label")} for batch in tfds.as_numpy(dataset))
+
+
+def tf_data_batches(config: ConfigDict, shapes: dict) -> Iterator[dict]:
+    def parse(records):
+        types = dict.fromkeys(shapes, tf.io.FixedLenFeature([], tf.string))
+        types["label"] = tf.io.FixedLenFeature([], tf.int64)
+        batch = tf.io.parse_example(records, types)
+        for name, shape in shapes.items():
+            batch[name] = tf.io.decode_raw(batch[name], tf.as_dtype(_FEATURES[name]))
+            batch[name] = tf.reshape(batch[name], (_BATCH, *shape))
+        return batch
+
+    files = sorted(map(str, Path(dataset_path(config, tuple(shapes))).glob("*.tfrecord-*")))
+    records = tf.data.TFRecordDataset(files).repeat().shuffle(_CLIPS.value)
+    return records.batch(_BATCH).map(parse, num_parallel_calls=2).prefetch(2).as_numpy_iterator()
+
+
+def grain_batches(folder: Path, shapes: dict, clips: dict) -> Iterator[dict]:
+    import grain
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    path = str(folder / f"{'_'.join(shapes)}.array_record")
+    writer = ArrayRecordWriter(path, "group_size:1,uncompressed")
+    for i in range(_CLIPS.value):
+        label = np.int32(i % _CLASSES).tobytes()
+        writer.write(b"".join([*(clips[name][i].tobytes() for name in shapes), label]))
+    writer.close()
+
+    def parse(record: bytes) -> dict:
+        example, start = {}, 0
+        for name, shape in shapes.items():
+            count = math.prod(shape)
+            values = np.frombuffer(record, _FEATURES[name], count, start)
+            example[name] = values.reshape(shape)
+            start += values.nbytes
+        return example | {"label": np.frombuffer(record, np.int32, 1, start)[0]}
+
+    source = grain.sources.ArrayRecordDataSource([path])
+    dataset = grain.MapDataset.source(source).seed(0).shuffle().repeat().map(parse)
+    return iter(dataset.batch(_BATCH).to_iter_dataset())
+
+
+def memory_batches(clips: dict[str, np.ndarray]) -> Iterator[dict]:
+    flat = {name: array.reshape(len(array), -1) for name, array in clips.items()}
+    buffers = {name: np.empty_like(array[:_BATCH]) for name, array in flat.items()}
+    rng = np.random.default_rng(0)
+    while True:
+        order = rng.permutation(_CLIPS.value)
+        for start in range(0, _CLIPS.value // _BATCH * _BATCH, _BATCH):
+            for name, array in flat.items():
+                rows = order[start : start + _BATCH]
+                np.take(array, rows, axis=0, out=buffers[name], mode="clip")
+            yield buffers
+
+
+_touch = parallel.data_parallel(
+    lambda state, batch: state + sum(x.ravel()[0].astype(np.float32) for x in batch.values())
+)
+
+
+def _deliver(batch: dict) -> jax.Array:
+    """Takes a batch to the devices, as a step of training does, and waits for it."""
+    return _touch(np.float32(0), batch).block_until_ready()
+
+
+def _rate(batches: Iterator) -> float:
+    """Clips/s of a turn, after all queues are full, and what had waited in them is read."""
+    time.sleep(_SECONDS.value)
+    torch_loaders.count_batches(batches, _SECONDS.value / 2)
+    count, seconds = torch_loaders.count_batches(batches, _SECONDS.value)
+    return count * _BATCH / seconds
+
+
+def measure_waiting(config: ConfigDict, folder: Path) -> dict:
+    model = train.make_model(config, _CLASSES)
+    write_tfds(config, folder, model.features, make_clips(config, folder))
+    split = open_dataset(config, model.features).splits["train"]
+    batches = split.train_batches(_BATCH, seed=0)
+    for _ in range(split.steps_per_epoch(_BATCH)):
+        next(batches)
+    results = {"rate": _rounded(_rate(map(_deliver, batches))), "posed": {}}
+    for milliseconds in (1, 2, 5):
+        share = _share_of_posed_step(batches, milliseconds / 1000)
+        needed = _BATCH * 1000 / milliseconds
+        results["posed"][f"{milliseconds} ms"] = {"needed": needed, "waiting": _rounded(share)}
+    seconds, share = _share_of_real_step(config, model, split)
+    results["real"] = {"step_s": _rounded(seconds), "waiting": _rounded(share)}
+    return results
+
+
+def _share_of_posed_step(batches: Iterator, seconds: float) -> float:
+    """The share of the time in which a device that takes so long for a step has none to do."""
+    ends = collections.deque([time.perf_counter()], maxlen=_STEPS_IN_FLIGHT)
+    idle, began = 0.0, ends[0]
+    while ends[-1] < began + 5 * _SECONDS.value:
+        _deliver(next(batches))
+        now = time.perf_counter()
+        idle += max(0.0, now - ends[-1])
+        ends.append(max(now, ends[-1]) + seconds)
+        if len(ends) == _STEPS_IN_FLIGHT:
+            time.sleep(max(0.0, ends[0] - now))
+    return idle / (ends[-1] - began)
+
+
+def _share_of_real_step(config: ConfigDict, model, split) -> tuple[float, float]:
+    """Seconds a step of training, and the share of them spent in getting the batch."""
+    state = train.create_train_state(config, model)
+    step = parallel.data_parallel(
+        lambda state, batch: train.train_step(state, batch, model.features), donate=True
+    )
+    batches = split.train_batches(config.batch_size, config.seed)
+    history, waited = [], 0.0
+    for i in itertools.count():
+        start = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - start
+        state, metrics = step(state, batch)
+        history.append(metrics)
+        if i >= _STEPS_IN_FLIGHT:
+            history[-_STEPS_IN_FLIGHT]["loss"].block_until_ready()
+        if i == _STEPS_IN_FLIGHT:  # compiled, and under way
+            began, first, waited = time.perf_counter(), i, 0.0
+        if i >= 3 * _STEPS_IN_FLIGHT and time.perf_counter() > began + 5 * _SECONDS.value:
+            break
+    total = time.perf_counter() - began
+    return total / (i - first), waited / total
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.3g}")
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

@@ -1,0 +1,203 @@
+"""TFRecord shards on this machine: where the bytes of every clip lie in them, and copies of remote
+ones.
+
+Records are parsed once, when the index is made; from then on a clip is a few slices of mapped
+files.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from etils import epath
+
+from mgc_jax import cli
+from mgc_jax.errors import InputError
+from mgc_jax.files import replacing
+
+# TensorFlow only reads here; no GPU memory may go to it.
+tf.config.set_visible_devices([], "GPU")
+
+_LABELS = ("label", "track_id", "clip")
+# A TFRecord is: length (8 bytes), its CRC (4), the data, their CRC (4).
+_RECORD_HEAD, _RECORD_TAIL = 12, 4
+_COPIED_AT_ONCE = 2**23  # bytes
+_AGAIN = "delete the folder and prepare it again"
+
+
+class Index(NamedTuple):
+    """Where the clips of a split lie.
+
+    Attributes:
+        shard: `[clips] int32`, number of the shard file.
+        offsets: feature name to `[clips] int64`, position of the payload's first byte in its shard.
+        labels: `label`, `track_id` and `clip` to `[clips] int64`.
+    """
+
+    shard: np.ndarray
+    offsets: dict[str, np.ndarray]
+    labels: dict[str, np.ndarray]
+
+
+def load_index(files: Sequence[str], lengths: Sequence[int], split: str) -> Index:
+    """Reads the index of a split, or makes it when it is missing or the shards have changed.
+
+    It lies beside the shards; where that folder is read-only, in the user's cache folder.
+
+    Args:
+        files: the shards, in order.
+        lengths: records in each.
+        split: its name.
+
+    Raises:
+        InputError: a shard is missing, torn or damaged.
+    """
+    try:
+        stats = [os.stat(file) for file in files]
+    except FileNotFoundError as error:
+        raise InputError(f"{error.filename} is missing; {_AGAIN}") from None
+    stamp = json.dumps(
+        [[Path(f).name, s.st_size, s.st_mtime_ns] for f, s in zip(files, stats, strict=True)]
+    )
+    beside = Path(files[0]).absolute().with_name(f"index-{split}.npz")
+    folder = hashlib.sha256(os.fsencode(beside.parent)).hexdigest()[:16]
+    places = beside, _cache_folder("indexes") / folder / beside.name
+    for place in places:
+        try:
+            with np.load(place) as stored:
+                if str(stored["stamp"]) == stamp:
+                    return _unflatten(stored)
+        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+            pass  # missing, torn or another program's: made again
+    index = _make_index(files, lengths, split)
+    for place in places:
+        try:
+            _save_index(place, index, stamp)
+            break
+        except OSError:
+            pass  # read-only; with no place left, the index is made at every start
+    return index
+
+
+def exists(path: epath.Path) -> bool:
+    """Whether a local or remote file is there.
+
+    Raises:
+        InputError: the bucket cannot be reached.
+    """
+    try:
+        return path.exists()
+    except (OSError, tf.errors.OpError) as error:
+        raise InputError(f"cannot read {path}: {error}") from None
+
+
+def stage(remote: epath.Path) -> Path:
+    """Copies a remote data set into the user's cache folder, except for what is there already.
+
+    Args:
+        remote: its folder, such as `gs://bucket/tfrecords/fma_small/mel/1.0.0`.
+
+    Returns:
+        The local folder.
+
+    Raises:
+        InputError: it cannot be read, or does not fit on the disk.
+    """
+    local = _cache_folder("data") / str(remote).replace("://", "/")
+    try:
+        local.mkdir(parents=True, exist_ok=True)
+        # Another machine's index is of no use here, as its shards have other times.
+        files = [f for f in remote.iterdir() if f.suffix != ".npz" and not f.is_dir()]
+        stats = {file: (file.stat().length, int(file.stat().mtime)) for file in files}
+        missing = [f for f in files if not _is_copy(local / f.name, *stats[f])]
+        total = sum(stats[file][0] for file in missing)
+        if total > (free := shutil.disk_usage(local).free):
+            raise InputError(
+                f"{remote} takes {total:,} bytes, but {local} has {free:,} free: let "
+                "XDG_CACHE_HOME name a folder on a larger disk"
+            )
+        with cli.progress_bar(total=total, description=f"copying {remote}", unit="B") as bar:
+            for file in missing:
+                with replacing(local / file.name) as part:
+                    with file.open("rb") as source, open(part, "wb") as target:
+                        while chunk := source.read(_COPIED_AT_ONCE):
+                            bar.update(target.write(chunk))
+                    os.utime(part, (stats[file][1],) * 2)
+    except (OSError, tf.errors.OpError) as error:
+        raise InputError(f"cannot copy {remote} to {local}: {error}") from None
+    return local
+
+
+def _is_copy(path: Path, size: int, modified: int) -> bool:
+    return path.exists() and (path.stat().st_size, int(path.stat().st_mtime)) == (size, modified)
+
+
+def _cache_folder(part: str) -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "mgc_jax" / part
+
+
+def _make_index(files: Sequence[str], lengths: Sequence[int], split: str) -> Index:
+    """Reads every record once, checking its CRC, and notes where its payloads lie."""
+    shards, offsets, labels = [], {}, {name: [] for name in _LABELS}
+    with cli.progress_bar(
+        total=sum(lengths), description=f"indexing {split}", unit="clip", leave=False
+    ) as bar:
+        for shard, (path, length) in enumerate(zip(files, lengths, strict=True)):
+            position = 0
+            for record in _read_records(path, length):
+                example = tf.train.Example.FromString(record).features.feature
+                for name, feature in example.items():
+                    if name in labels:
+                        labels[name].append(feature.int64_list.value[0])
+                    else:
+                        # Wherever these bytes are found first, they are the payload's.
+                        payload = record.find(feature.bytes_list.value[0])
+                        offsets.setdefault(name, []).append(position + _RECORD_HEAD + payload)
+                shards.append(shard)
+                position += _RECORD_HEAD + len(record) + _RECORD_TAIL
+                bar.update()
+    return Index(
+        np.array(shards, np.int32),
+        {name: np.array(values, np.int64) for name, values in offsets.items()},
+        {name: np.array(values, np.int64) for name, values in labels.items()},
+    )
+
+
+def _read_records(path: str, length: int) -> Iterator[bytes]:
+    """The records of a shard, which must be `length` whole ones."""
+    records = tf.data.TFRecordDataset(path).as_numpy_iterator()
+    for number in itertools.count():
+        try:
+            record = next(records, None)
+        except tf.errors.OpError:
+            raise InputError(f"{path}: record {number} is damaged; {_AGAIN}") from None
+        if (record is None) != (number == length):
+            raise InputError(
+                f"{path}: record {number} is {'missing' if record is None else 'one too many'}, as "
+                f"dataset_info.json counts {length}; {_AGAIN}"
+            )
+        if record is None:
+            return
+        yield record
+
+
+def _save_index(path: Path, index: Index, stamp: str) -> None:
+    offsets = {f"offset_{name}": values for name, values in index.offsets.items()}
+    with replacing(path) as part, open(part, "wb") as file:
+        np.savez(file, stamp=np.array(stamp), shard=index.shard, **offsets, **index.labels)
+
+
+def _unflatten(stored: Mapping[str, np.ndarray]) -> Index:
+    offsets = {
+        name.removeprefix("offset_"): stored[name] for name in stored if name.startswith("offset_")
+    }
+    return Index(stored["shard"], offsets, {name: stored[name] for name in _LABELS})
