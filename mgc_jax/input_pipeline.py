@@ -18,9 +18,11 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
+from mgc_jax import parallel
 from mgc_jax.datasets import VERSION
 from mgc_jax.errors import InputError
 from mgc_jax.features import ClipSettings
+from mgc_jax.files import replacing
 
 # tf.data only moves bytes for the CPU here; no GPU memory may go to TensorFlow.
 tf.config.set_visible_devices([], "GPU")
@@ -105,13 +107,21 @@ class Split:
         order = {}  # the permutation of the current epoch only
 
         def rows(step: int) -> np.ndarray:
-            epoch, position = divmod(step, steps)
-            if epoch not in order:
+            if step // steps not in order:
                 order.clear()
-                order[epoch] = np.random.default_rng([seed, epoch]).permutation(len(self))
-            return order[epoch][position * batch_size : (position + 1) * batch_size]
+                order[step // steps] = self._order(seed, step // steps)
+            start = step % steps * batch_size
+            return order[step // steps][start : start + batch_size]
 
         return self._stream(tf.data.Dataset.range(first_step, np.iinfo(np.int64).max), rows)
+
+    def train_rows(self, step: int, batch_size: int, seed: int) -> np.ndarray:
+        """The clips of one global batch of `train_batches`: `[batch] int64`, in stored order."""
+        epoch, position = divmod(step, self.steps_per_epoch(batch_size))
+        return self._order(seed, epoch)[position * batch_size : (position + 1) * batch_size]
+
+    def _order(self, seed: int, epoch: int) -> np.ndarray:
+        return np.random.default_rng([seed, epoch]).permutation(len(self))
 
     def eval_batches(self, batch_size: int) -> Iterator[Batch]:
         """Every clip once, in stored order; the last clip is repeated to fill the last batch."""
@@ -137,12 +147,13 @@ class Split:
         }
         names = list(shapes)
 
+        def gather(step):
+            batch = self.gather(parallel.host_share(rows(int(step))))
+            return [batch[name] for name in names]
+
         def load(step):
-            arrays = tf.numpy_function(
-                lambda s: [self.gather(rows(int(s)))[name] for name in names],
-                [step],
-                [tf.as_dtype(dtypes[name]) for name in names],
-            )
+            types = [tf.as_dtype(dtypes[name]) for name in names]
+            arrays = tf.numpy_function(gather, [step], types)
             return dict(zip(names, arrays, strict=True))
 
         return steps.map(load).prefetch(2).as_numpy_iterator()
@@ -260,11 +271,9 @@ def _make_index(files: list[str]) -> Index:
 
 def _save_index(path: Path, index: Index, stamp: str) -> None:
     offsets = {f"offset_{name}": values for name, values in index.offsets.items()}
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        with replacing(path) as part, open(part, "wb") as file:
             np.savez(file, stamp=np.array(stamp), shard=index.shard, **offsets, **index.labels)
-        os.replace(temporary, path)
     except OSError:
         pass  # a read-only folder: the index is made again at the next start
 
