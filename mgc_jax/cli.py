@@ -32,19 +32,27 @@ def define_config() -> flags.FlagHolder:
 
 
 def run(main: Callable[[list[str]], None], usage: str) -> None:
-    """Runs a command: parses flags, and turns what the user can put right into one line on stderr.
-
-    The exit code is 1 for bad input and a full disk, and 75 (`EX_TEMPFAIL`) after a request to stop
-    that the same command goes on from.
+    """Runs a command: parses flags, sets up logging, and ends as `exit_codes` does.
 
     Args:
         main: takes the arguments that are no flags, the program's name first.
         usage: shown at the head of `--help`.
     """
-    _set_up_logging()
+    set_up_logging()
     sys.modules["__main__"].__doc__ = usage
-    try:
+    with exit_codes():
         app.run(main, flags_parser=_parse_flags)
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Ends the process with one line on stderr where the user can put right what went wrong.
+
+    The exit code is 1 for bad input and a full disk, and 75 (`EX_TEMPFAIL`) after a request to stop
+    that the same command goes on from.
+    """
+    try:
+        yield
     except InputError as error:
         sys.exit(f"error: {error}")
     except Interrupted as error:
@@ -135,7 +143,7 @@ def _one_line(error: Exception) -> str:
     return lines[-1] if "Traceback" in str(error) else " ".join(lines)
 
 
-def _set_up_logging() -> None:
+def set_up_logging() -> None:
     """Our own lines, with the time, on stderr; the libraries' errors only (--verbosity=0: all)."""
     flags.FLAGS.verbosity = absl_logging.ERROR  # its default is INFO, as soon as flags are parsed
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -4,7 +4,8 @@
     python -m mgc_jax.main --config=configs/densenet.py --workdir=runs/densenet --mode=eval
 
 The same command goes on where an interrupted run stopped; exit code 75 says that it was told to
-stop (SIGTERM, Ctrl-C) and saved what it had. Any config key can be given: --config.batch_size=64. With no flags it trains on the embedded demo data.
+stop (SIGTERM, Ctrl-C) and saved what it had. Any config key can be given: --config.batch_size=64.
+With no flags it trains on the embedded demo data.
 """
 
 import os

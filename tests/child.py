@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import socket
-import sys
 from pathlib import Path
 
 # Forked from a process that has imported everything, and has touched no device yet.
@@ -12,7 +11,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["mgc_jax.loop", "mgc_jax.input_pipeline"])
 
 
-def start(config, workdir, cache, *, devices=1, process=0, processes=1, port=0, stop_after=None):
+def start(config, workdir, cache, *, devices=1, process=0, processes=1, port=0):
     """Starts `loop.train`, with fake devices; its output goes to a file beside the workdir."""
     arguments = (config.to_json(), str(workdir), str(cache), devices, process, processes, port)
     child = _CONTEXT.Process(target=_train, args=arguments, daemon=True)
@@ -71,10 +70,9 @@ def _train(config, workdir, cache, devices, process, processes, port):
     from ml_collections import ConfigDict
 
     from mgc_jax import cli, loop, models, parallel
-    from mgc_jax.errors import InputError, Interrupted
     from mgc_jax.input_pipeline import open_dataset
 
-    cli._set_up_logging()
+    cli.set_up_logging()
     if processes > 1:
         os.environ["JAX_COORDINATOR_ADDRESS"] = f"localhost:{port}"
         os.environ |= {"JAX_NUM_PROCESSES": str(processes), "JAX_PROCESS_ID": str(process)}
@@ -82,9 +80,5 @@ def _train(config, workdir, cache, devices, process, processes, port):
     parallel.use_compilation_cache(cache)
     config = ConfigDict(json.loads(config))
     Path(workdir).mkdir(exist_ok=True)
-    try:
+    with cli.exit_codes():
         loop.train(config, Path(workdir), open_dataset(config, models.features_of(config.model)))
-    except Interrupted:
-        sys.exit(cli.RESUME)
-    except InputError as error:
-        sys.exit(f"error: {error}")

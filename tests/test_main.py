@@ -240,18 +240,71 @@ def test_every_network_has_a_config_and_every_key_is_read():
         assert (ROOT / "configs" / f"{name}.py").exists()
     code = "\n".join(path.read_text() for path in (ROOT / "mgc_jax").rglob("*.py"))
     config = default.get_config()
-    for part in (config, config.demo):
+    for part in (config, config.demo, config.optimizer):
         for key in part:
-            assert f"config.{key}" in code or f'config["{key}"]' in code or f".demo.{key}" in code
+            wanted = (
+                f"config.{key}",
+                f'config["{key}"]',
+                f".demo.{key}",
+                f".optimizer.{key}",
+                f"o.{key}",
+            )
+            assert any(text in code for text in wanted), key
 
 
-def test_launch_tpu_dry_run_names_every_worker():
-    arguments = ["--zone=z", "--dry_run", "--", "--workdir=gs://b/r", "a b"]
-    command = ["./launch.sh", "tpu", "pod", *arguments]
-    environment = {"PATH": os.environ["PATH"]}  # no HOME either
+def launch_tpu(tmp_path, *arguments, exists=True):
+    """Runs `launch.sh tpu` with a stand-in for gcloud that notes how it is called."""
+    tool = tmp_path / "gcloud"
+    tool.write_text(
+        f"""#!/usr/bin/env bash
+printf '%s\\0' "$@" >> {tmp_path}/calls && echo >> {tmp_path}/calls
+case $4 in
+  describe) {str(exists).lower()} ;;
+  scp) cp "$5" {tmp_path}/archive ;;
+esac
+"""
+    )
+    tool.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}  # no HOME either
+    command = ["./launch.sh", "tpu", "pod", "--zone=z", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    copy, run = done.stdout.splitlines()
-    assert copy.startswith("gcloud compute tpus tpu-vm scp ") and "--worker=all --zone=z" in copy
-    assert run.startswith("gcloud compute tpus tpu-vm ssh pod --worker=all --zone=z")
-    assert run.endswith(r"./launch.sh --workdir=gs://b/r a\ b")
+    calls = (tmp_path / "calls").read_text() if (tmp_path / "calls").exists() else ""
+    return done.stdout, [call.split("\0")[:-1] for call in calls.splitlines()]
+
+
+def test_launch_tpu_runs_the_command_on_every_worker(tmp_path):
+    _, calls = launch_tpu(tmp_path, "--type=v4-32", "--", "--workdir=/mnt/r", "a b", exists=False)
+    assert [call[:4] for call in calls] == [
+        ["compute", "tpus", "tpu-vm", name] for name in ("describe", "create", "scp", "ssh")
+    ]
+    _, create, copy, run = calls
+    assert {"pod", "--zone=z", "--accelerator-type=v4-32"} < set(create)
+    assert {"pod:mgc_jax.tar.gz", "--worker=all", "--zone=z"} < set(copy)
+    assert {"pod", "--worker=all", "--zone=z"} < set(run)
+    # The last word is what each worker's shell runs: unpack, install, start.
+    listed = subprocess.run(
+        ["tar", "-tzf", tmp_path / "archive"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert {"./launch.sh", "./setup.cfg", "./mgc_jax/main.py", "./configs/demo.py"} < set(listed)
+    assert not any(name.startswith(("./.venv", "./.git/", "./runs")) for name in listed)
+    folder = tmp_path / "worker"
+    folder.mkdir()
+    shutil.copy(tmp_path / "archive", folder / "mgc_jax.tar.gz")
+    remote = run[-1].removeprefix("--command=").replace("./launch.sh", "printf '%s|' $EXTRAS")
+    remote = remote.replace("EXTRAS=test,tpu", "export EXTRAS=test,tpu;")
+    done = subprocess.run(["bash", "-ec", remote], cwd=folder, capture_output=True, text=True)
+    assert done.stdout == "test,tpu|--multihost|--workdir=/mnt/r|a b|", done.stderr
+
+
+def test_launch_tpu_takes_what_is_there(tmp_path):
+    _, calls = launch_tpu(tmp_path, "--type=v4-32")
+    assert [call[3] for call in calls] == ["describe", "scp", "ssh"]
+
+
+def test_launch_tpu_dry_run_only_prints(tmp_path):
+    printed, calls = launch_tpu(tmp_path, "--type=v4-32", "--dry_run", "--", "--workdir=/mnt/r")
+    assert not calls
+    words = [line.split()[:5] for line in printed.splitlines()]
+    assert [line[4] for line in words] == ["create", "scp", "ssh"]
+    assert printed.splitlines()[2].endswith("./launch.sh --multihost --workdir=/mnt/r")
