@@ -242,14 +242,8 @@ def test_every_network_has_a_config_and_every_key_is_read():
     config = default.get_config()
     for part in (config, config.demo, config.optimizer):
         for key in part:
-            wanted = (
-                f"config.{key}",
-                f'config["{key}"]',
-                f".demo.{key}",
-                f".optimizer.{key}",
-                f"o.{key}",
-            )
-            assert any(text in code for text in wanted), key
+            read = (f'config["{key}"]', *(f"{name}.{key}" for name in ("config", ".demo", " o")))
+            assert any(text in code for text in (*read, f".optimizer.{key}")), key
 
 
 def launch_tpu(tmp_path, *arguments, exists=True):
