@@ -4,13 +4,16 @@ import csv
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn import metrics as sk
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mgc_jax.models import MODELS
 
@@ -20,6 +23,13 @@ ROOT = Path(__file__).parents[1]
 def call(module, *arguments, cwd=ROOT):
     command = [sys.executable, "-m", f"mgc_jax.{module}", *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+
+
+def start(command, **environment):
+    """Starts a command in the background; `communicate` waits for it."""
+    return subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | environment, stderr=subprocess.PIPE, text=True
+    )
 
 
 def flags_of(config, workdir):
@@ -86,6 +96,54 @@ def test_same_command_again_says_complete(finished):
 def test_compiled_functions_are_kept_beside_the_workdir(finished):
     workdir, _, _ = finished
     assert list((workdir.parent / "jax_cache").iterdir())
+
+
+def test_tensorboard_shows_scalars_and_pictures(finished):
+    workdir, _, _ = finished
+    events = EventAccumulator(str(workdir)).Reload()
+    shown = set(events.Tags()["tensors"])
+    assert {"train/loss", "train/top1", "validation/loss", "validation/f1"} < shown
+    assert {"test/confusion_matrix", "test/spectrograms"} < shown
+    picture = events.Tensors("test/confusion_matrix")[0].tensor_proto.string_val
+    assert picture[2].startswith(b"\x89PNG")
+
+
+def test_told_to_stop_then_finished_by_two_hosts(finished, tmp_path):
+    """SIGTERM, exit code 75, and the same command on 2 processes of 2 devices: the same scores."""
+    workdir, flags, _ = finished
+    ours = tmp_path / "run"
+    command = [sys.executable, "-m", "mgc_jax.main", *flags]
+    stopped = start([*command, f"--workdir={ours}"])
+    while not (ours / "metrics.jsonl").exists() and stopped.poll() is None:
+        time.sleep(0.05)
+    stopped.terminate()
+    said = stopped.communicate()[1]
+    assert stopped.returncode == 75, said
+    assert said.strip().endswith("of 6, which is saved; the same command goes on")
+
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    hosts = [
+        start(
+            [*command, f"--workdir={folder}", "--multihost"],
+            JAX_COORDINATOR_ADDRESS=address,
+            JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID=str(i),
+            XLA_FLAGS="--xla_force_host_platform_device_count=2",
+        )
+        for i, folder in enumerate((ours, tmp_path / "unused"))
+    ]
+    outputs = [host.communicate()[1] for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], outputs
+    assert "4 x cpu on 2 hosts" in outputs[0] and "resuming after step" in outputs[0]
+    assert not (tmp_path / "unused").exists() and "epoch" not in outputs[1]
+    for path in ("clip", "track"):
+        one, two = (
+            json.loads((w / "report" / "metrics.json").read_text())[path] for w in (workdir, ours)
+        )
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
+        assert two["confusion_matrix"] == one["confusion_matrix"]
 
 
 def test_training_starts_from_another_run(finished, tmp_path):

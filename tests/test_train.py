@@ -1,6 +1,9 @@
 """Training: learning, and the step."""
 
+import io
 import json
+import sys
+import time
 from pathlib import Path
 
 import jax
@@ -8,10 +11,11 @@ import numpy as np
 import optax
 import pytest
 
-from mgc_jax import loop, parallel, train
+from mgc_jax import cli, loop, parallel, train
 from mgc_jax.checkpoints import Checkpoints
 from mgc_jax.features import to_network_input
 from mgc_jax.input_pipeline import open_dataset
+from mgc_jax.run_log import ProgressLine
 
 
 def read_log(workdir, kind):
@@ -113,3 +117,37 @@ def test_steps_that_follow_do_not_disturb_a_save(config, dataset, tmp_path):
         restored, _ = checkpoints.restore_last(train.create_train_state(config, model))
     jax.tree.map(np.testing.assert_array_equal, (restored.params, restored.opt_state), saved)
     assert state.step == 6 and restored.step == 1
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_progress_line(monkeypatch, caplog, live):
+    stream = Terminal() if live else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    clock = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(cli.log, "propagate", True)
+    caplog.set_level("INFO", "mgc_jax")
+    line = ProgressLine(epochs=2, steps_per_epoch=100, batch_size=8)
+    line.start_epoch(0)
+    for step in range(1, 62):  # a second a step, a quarter of it waiting
+        clock[0] += 1
+        line.waited(0.25)
+        line.update(step, loss=1.5, top1=0.25)
+    line.clear()
+    said = stream.getvalue() if live else "".join(f"{m}\n" for m in caplog.messages)
+    assert said.count("step ") == (60 if live else 2)
+    last = (
+        "step 61/200  epoch 1/2  loss 1.500  top-1 0.250  8 clips/s  25% waiting for data  2 min 19"
+    )
+    assert (last if live else last.replace("61", "60").replace("19", "20")) in said
+    assert ("\r" in said) == live and ("\n" in said) != live
+    if live:
+        assert said.endswith("\r\x1b[K")
