@@ -167,7 +167,7 @@ def train_step(
     else:
         means, batch_stats = _over_parts(gradients_of, state, batch, parts)
     gradients, metrics = jax.lax.pmean(means, parallel.AXIS)
-    metrics["grad_norm"] = optax.global_norm(gradients)
+    metrics["grad_norm"] = optax.tree.norm(gradients)
     new = state.apply_gradients(grads=gradients, batch_stats=batch_stats)
     if config.average_decay:
         new = new.replace(
