@@ -7,8 +7,10 @@ usage() {
 usage: ./launch.sh [ARGUMENTS OF mgc_jax.main]   set up, then train, evaluate, report (default: the demo)
        ./launch.sh test [ARGUMENTS OF pytest]    set up, then run the test suite
        ./launch.sh setup                         set up only
-       ./launch.sh tpu NAME --zone=ZONE [--project=PROJECT] [--dry_run] -- [ARGUMENTS OF mgc_jax.main]
-                                                 the same command on every worker of a TPU VM slice
+       ./launch.sh tpu NAME --zone=ZONE [--project=PROJECT] [--type=v4-32 [--version=VERSION]] [--dry_run]
+                       -- [ARGUMENTS OF mgc_jax.main]
+                                                 the same command on every worker of the TPU VM slice NAME; where
+                                                 it does not exist yet, --type has it made
 
 Needs Python 3.11 or newer with pip. PYTHON=/path/to/python names one; EXTRAS=test,cuda (NVIDIA GPUs, Linux) or
 EXTRAS=test,tpu adds what an accelerator needs. Paths in arguments are relative to this folder.
@@ -46,15 +48,17 @@ setup() {
   printf '%s' "$wanted" > .venv/installed
 }
 
-# Copies this folder to all workers of a TPU VM, installs there, and runs the same command on each.
+# Makes a TPU VM if need be, copies this folder to all workers, installs there, and runs the same command on each.
 tpu() {
   [[ $# -gt 0 && $1 != -* ]] || { usage >&2; exit 1; }
-  local name=$1 run= flags=()
+  local name=$1 run= type= version=tpu-ubuntu2204-base flags=() tpu_vm=(gcloud compute tpus tpu-vm)
   shift
   while [[ $# -gt 0 && $1 != -- ]]; do
     case $1 in
       --dry_run) run=echo ;;
       --zone=* | --project=*) flags+=("$1") ;;
+      --type=*) type=${1#*=} ;;
+      --version=*) version=${1#*=} ;;
       *) echo "error: unknown argument $1 (arguments of mgc_jax.main follow --)" >&2; exit 1 ;;
     esac
     shift
@@ -64,10 +68,13 @@ tpu() {
   archive=$(mktemp)  # not local: the trap outlives this function
   trap 'rm -f "$archive"' EXIT
   tar --exclude=./.venv --exclude=./.git --exclude=./runs --exclude=./tfrecords --exclude=__pycache__ -czf "$archive" .
-  command="mkdir -p mgc_jax && tar -xzf mgc_jax.tar.gz -C mgc_jax && cd mgc_jax && EXTRAS=test,tpu ./launch.sh"
+  command="mkdir -p mgc_jax && tar -xzf mgc_jax.tar.gz -C mgc_jax && cd mgc_jax && EXTRAS=test,tpu ./launch.sh --multihost"
   [[ $# -eq 0 ]] || command+=$(printf ' %q' "$@")
-  $run gcloud compute tpus tpu-vm scp "$archive" "$name:mgc_jax.tar.gz" --worker=all "${flags[@]}"
-  $run gcloud compute tpus tpu-vm ssh "$name" --worker=all "${flags[@]}" --command="$command"
+  if [[ -n $type ]] && { [[ -n $run ]] || ! "${tpu_vm[@]}" describe "$name" "${flags[@]}" &>/dev/null; }; then
+    $run "${tpu_vm[@]}" create "$name" "${flags[@]}" --accelerator-type="$type" --version="$version"
+  fi
+  $run "${tpu_vm[@]}" scp "$archive" "$name:mgc_jax.tar.gz" --worker=all "${flags[@]}"
+  $run "${tpu_vm[@]}" ssh "$name" --worker=all "${flags[@]}" --command="$command"
 }
 
 cd "$(dirname "${BASH_SOURCE[0]}")"

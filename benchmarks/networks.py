@@ -143,7 +143,7 @@ class Ours:
 
     def train_step(self, batch: Mapping[str, np.ndarray]) -> Step:
         def function(state, batch):
-            return train.train_step(state, batch, self.model.features)
+            return train.train_step(state, batch, self.model.features, self.config)
 
         compiled = parallel.data_parallel(function, donate=True)
         on_device = jax.device_put(batch)

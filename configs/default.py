@@ -48,12 +48,48 @@ def get_config() -> ConfigDict:
     config.batch_size = 32
     # Passes over the training split.
     config.num_epochs = 20
-    # AdamW's constant learning rate.
+    # AdamW's learning rate, the highest of its schedule.
     config.learning_rate = 1e-4
-    # AdamW's decoupled weight decay, on all parameters.
+    # AdamW's decoupled weight decay.
     config.weight_decay = 1e-4
     # Seed of the initial parameters and of the order of clips.
     config.seed = 0
     # Type that the network computes in; parameters and logits stay float32.
     config.dtype = "float32"
+    # What the target keeps back for all classes alike, in [0, 1).
+    config.label_smoothing = 0.0
+    # Weigh each clip by clips / (classes * clips of its genre), for unbalanced sets.
+    config.balance_classes = False
+    # Decay of the running average of the variables that is evaluated and saved as best; 0: none.
+    config.average_decay = 0.0
+    # Stop once the validation loss has not improved for so many epochs; 0: never.
+    config.early_stopping_epochs = 0
+    # Pass over steps whose loss or gradient is not finite, and count them, instead of stopping.
+    config.skip_nonfinite = False
+    # Save checkpoints/last this often, besides after each epoch.
+    config.checkpoint_every_minutes = 10.0
+    # Write a JAX profile of steps 6 to 10 to WORKDIR/profile.
+    config.profile = False
+
+    config.optimizer = ConfigDict()
+    # AdamW's decay of the running mean of gradients.
+    config.optimizer.b1 = 0.9
+    # AdamW's decay of the running mean of squared gradients.
+    config.optimizer.b2 = 0.999
+    # AdamW's term against division by zero.
+    config.optimizer.eps = 1e-8
+    # Decay all parameters, as the source did; False: kernels only.
+    config.optimizer.decay_biases_and_norms = True
+    # Learning rate over time: constant, or cosine (to 0 at the end).
+    config.optimizer.schedule = "constant"
+    # Epochs over which the learning rate rises from 0 first.
+    config.optimizer.warmup_epochs = 0.0
+    # Largest global norm of the gradients; 0: any.
+    config.optimizer.clip_norm = 0.0
+    # Parts of a batch computed one after another, to need less memory; each has batch statistics of
+    # its own.
+    config.optimizer.accumulate = 1
+    # Parameters that stay as they start: a regular expression that their path begins with, such as
+    # "features/" of densenet. Their batch-norm statistics still follow the data.
+    config.optimizer.freeze = ""
     return config

@@ -1,7 +1,9 @@
 """Checkpoints of a run: the only place that knows orbax.
 
-checkpoints/last/   the newest whole training state, to resume from
-checkpoints/best/   the variables with the lowest validation loss, to evaluate and predict with
+checkpoints/last/   the newest whole training states, by step, to resume from
+checkpoints/best/   the variables with the lowest validation loss, by epoch, to predict with
+
+Of each kind the last two are kept: one that a crash has torn is passed over for the one before it.
 """
 
 import os
@@ -9,21 +11,30 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
-from jax.sharding import SingleDeviceSharding
 
+from mgc_jax import cli, parallel
 from mgc_jax.errors import InputError
+
+_STATE = ("step", "params", "batch_stats", "opt_state", "average")
 
 
 class Checkpoints:
     """The two kinds of checkpoints in a workdir; as a context manager, waits for open saves."""
 
-    def __init__(self, workdir: str | os.PathLike):
+    def __init__(self, workdir: str | os.PathLike, *, writing: bool = False):
+        """Opens the folders.
+
+        Args:
+            workdir: of the run.
+            writing: make the folders, and clear away what a killed run left half saved; without it
+                nothing is saved or changed, not even by `save_last` and `save_best`.
+        """
         # orbax reports a relative path only later, from a background thread.
         root = Path(workdir).absolute() / "checkpoints"
-        options = ocp.CheckpointManagerOptions(max_to_keep=1)
-        self._last = ocp.CheckpointManager(root / "last", options=options)
-        self._best = ocp.CheckpointManager(root / "best", options=options)
+        self._writing = writing
+        self._last, self._best = (_open(root / name, writing) for name in ("last", "best"))
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -32,66 +43,132 @@ class Checkpoints:
         self._last.close()
         self._best.close()
 
-    @property
-    def epochs_done(self) -> int:
-        """Epochs that `last` holds; 0 for a fresh workdir."""
-        return self._last.latest_step() or 0
+    def save_last(self, state: Any, progress: dict) -> None:
+        """Saves a training state and its JSON `progress` in the background.
 
-    @property
-    def best(self) -> dict | None:
-        """`epoch` and `loss` of the best epoch so far."""
-        epoch = self._best.latest_step()
-        if epoch is None:
-            return None
-        return self._best.restore(
-            epoch, args=ocp.args.Composite(score=ocp.args.JsonRestore())
-        ).score
+        Only what is copied off the devices is waited for, and the save before this one.
+        """
+        if self._writing:
+            arrays = parallel.to_host({name: getattr(state, name) for name in _STATE})
+            _save(
+                self._last,
+                progress["step"],
+                state=ocp.args.StandardSave(arrays),
+                progress=ocp.args.JsonSave(progress),
+            )
 
-    def save_last(self, epoch: int, state: Any) -> None:
-        """Saves a training state in the background."""
-        self._last.save(epoch, args=ocp.args.Composite(state=ocp.args.StandardSave(_arrays(state))))
+    def save_best(self, variables: Any, score: dict) -> None:
+        """Saves variables and waits for it: `last` must not be ahead of the best that it knows.
 
-    def save_best(self, epoch: int, variables: Any, loss: float) -> None:
-        """Saves variables and waits for it: `last` must not be ahead of the best that it knows."""
-        score = {"epoch": epoch, "loss": loss}
-        self._best.save(
-            epoch,
-            args=ocp.args.Composite(
-                variables=ocp.args.StandardSave(variables), score=ocp.args.JsonSave(score)
-            ),
+        Args:
+            variables: `params` and `batch_stats`.
+            score: `epoch` and `loss`.
+        """
+        if self._writing:
+            _save(
+                self._best,
+                score["epoch"],
+                variables=ocp.args.StandardSave(parallel.to_host(variables)),
+                score=ocp.args.JsonSave(score),
+            )
+            self._best.wait_until_finished()
+
+    def progress(self) -> dict | None:
+        """The progress of the newest whole state; None in a fresh workdir."""
+        restored = self._restore(self._last, progress=ocp.args.JsonRestore())
+        return restored and restored.progress
+
+    def restore_last(self, state: Any) -> tuple[Any, dict] | None:
+        """Fills an initialised training state from `last`; None in a fresh workdir.
+
+        Returns:
+            The state, of NumPy arrays, and its progress.
+        """
+        targets = _shapes({name: getattr(state, name) for name in _STATE})
+        restored = self._restore(
+            self._last,
+            state=ocp.args.StandardRestore(targets),
+            progress=ocp.args.JsonRestore(),
         )
-        self._best.wait_until_finished()
+        return restored and (state.replace(**restored.state), restored.progress)
 
-    def restore_last(self, state: Any) -> Any:
-        """Fills an initialised training state from `last`."""
-        restored = self._last.restore(
-            self.epochs_done,
-            args=ocp.args.Composite(state=ocp.args.StandardRestore(_targets(_arrays(state)))),
-        )
-        return state.replace(**restored.state)
-
-    def restore_best(self, variables: Any) -> Any:
-        """Fills variables (arrays or shapes) from `best`.
+    def restore_best(self, variables: Any) -> tuple[Any, dict]:
+        """Variables like these (arrays or shapes) from `best`, as NumPy arrays, and their score.
 
         Raises:
             InputError: no epoch was finished yet.
         """
-        epoch = self._best.latest_step()
-        if epoch is None:
+        restored = self._restore(
+            self._best,
+            variables=ocp.args.StandardRestore(_shapes(variables)),
+            score=ocp.args.JsonRestore(),
+        )
+        if restored is None:
             raise InputError(f"no checkpoint in {self._best.directory}: train first")
-        args = ocp.args.Composite(variables=ocp.args.StandardRestore(_targets(variables)))
-        return self._best.restore(epoch, args=args).variables
+        return restored.variables, restored.score
+
+    def _restore(self, manager: ocp.CheckpointManager, **items: Any) -> Any | None:
+        """Items of the newest checkpoint that can be read; None where there is none at all.
+
+        Raises:
+            InputError: none can be read.
+        """
+        steps = sorted(manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                restored = manager.restore(step, args=ocp.args.Composite(**items))
+                _check_shapes(items, restored)
+                return restored
+            except (KeyError, OSError, TypeError, ValueError) as error:
+                # What orbax raises for a torn checkpoint is any of these.
+                reason = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+                path = manager.directory / str(step)
+                cli.log.warning("%s is damaged and passed over (%s)", path, reason)
+        if steps:
+            raise InputError(
+                f"no checkpoint in {manager.directory} can be read ({reason}): "
+                "start again in another --workdir"
+            )
+        return None
 
 
-def _arrays(state: Any) -> dict:
-    """The parts of a training state that change."""
-    return {name: getattr(state, name) for name in ("step", "params", "batch_stats", "opt_state")}
-
-
-def _targets(tree: Any) -> Any:
-    """Shapes to restore into; only with a sharding does orbax compare them with the file's."""
-    sharding = SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        jax.eval_shape(lambda: tree),
+def _open(folder: Path, writing: bool) -> ocp.CheckpointManager:
+    if writing:
+        folder.mkdir(parents=True, exist_ok=True)
+    me = jax.process_index()
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=2,
+        create=False,
+        cleanup_tmp_directories=writing,
+        # Every process could do this by itself, and one does.
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+            primary_host=me, active_processes={me}
+        ),
     )
+    return ocp.CheckpointManager(folder, options=options)
+
+
+def _save(manager: ocp.CheckpointManager, step: int, **items: Any) -> None:
+    manager.wait_until_finished()
+    for old in manager.all_steps():
+        # Only what is passed over or done again is newer; orbax would not save it a second time.
+        if old >= step:
+            manager.delete(old)
+    manager.save(step, args=ocp.args.Composite(**items))
+
+
+def _shapes(tree: Any) -> Any:
+    """What to restore: NumPy arrays of these shapes."""
+    return jax.tree.map(lambda x: np.empty(x.shape, x.dtype), jax.eval_shape(lambda: tree))
+
+
+def _check_shapes(wanted: dict, restored: Any) -> None:
+    """orbax gives arrays of other shapes without a word."""
+    for name, args in wanted.items():
+        if isinstance(args, ocp.args.StandardRestore):
+            jax.tree.map(_check_shape, args.item, restored[name])
+
+
+def _check_shape(wanted: np.ndarray, found: np.ndarray) -> None:
+    if wanted.shape != found.shape:
+        raise ValueError(f"an array is {found.shape}, expected {wanted.shape}")

@@ -4,8 +4,10 @@ import itertools
 import logging
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from absl import app, flags
@@ -13,10 +15,12 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 from tqdm import tqdm
 
-from mgc_jax.errors import InputError
+from mgc_jax.errors import InputError, Interrupted, is_disk_full
 
 log = logging.getLogger("mgc_jax")
 flags.disclaim_key_flags()  # --config belongs to the command that asks for it, and to its --help
+# The exit code of a command that was told to stop, and goes on if it is called again.
+RESUME = os.EX_TEMPFAIL
 _CONFIGS = Path(__file__).parents[1] / "configs"
 
 
@@ -28,18 +32,60 @@ def define_config() -> flags.FlagHolder:
 
 
 def run(main: Callable[[list[str]], None], usage: str) -> None:
-    """Runs a command: parses flags, and turns bad input into one line on stderr and exit code 1.
+    """Runs a command: parses flags, sets up logging, and ends as `exit_codes` does.
 
     Args:
         main: takes the arguments that are no flags, the program's name first.
         usage: shown at the head of `--help`.
     """
-    _set_up_logging()
+    set_up_logging()
     sys.modules["__main__"].__doc__ = usage
-    try:
+    with exit_codes():
         app.run(main, flags_parser=_parse_flags)
+
+
+@contextmanager
+def exit_codes() -> Iterator[None]:
+    """Ends the process with one line on stderr where the user can put right what went wrong.
+
+    The exit code is 1 for bad input and a full disk, and 75 (`EX_TEMPFAIL`) after a request to stop
+    that the same command goes on from.
+    """
+    try:
+        yield
     except InputError as error:
         sys.exit(f"error: {error}")
+    except Interrupted as error:
+        log.info("%s; the same command goes on", error)
+        sys.exit(RESUME)
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        sys.exit(
+            f"error: the disk is full ({_one_line(error)}): make room, and the same command goes "
+            "on from what is saved"
+        )
+
+
+@contextmanager
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Within, SIGTERM and SIGINT are only noted, for the block to obey; a second one acts at once.
+
+    Yields:
+        A function that says whether one came.
+    """
+    came = []
+
+    def note(number, _):
+        came.append(number)
+        signal.signal(number, before[number])
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def progress_bar(*, total: int, description: str, unit: str, leave: bool = True) -> tqdm:
@@ -98,7 +144,7 @@ def _one_line(error: Exception) -> str:
     return lines[-1] if "Traceback" in str(error) else " ".join(lines)
 
 
-def _set_up_logging() -> None:
+def set_up_logging() -> None:
     """Our own lines, with the time, on stderr; the libraries' errors only (--verbosity=0: all)."""
     flags.FLAGS.verbosity = absl_logging.ERROR  # its default is INFO, as soon as flags are parsed
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mgc_jax import parallel
+from mgc_jax.files import replacing, write_text
 from mgc_jax.metrics import Predictions, classification_metrics, track_predictions
 
 if TYPE_CHECKING:
@@ -26,7 +28,11 @@ def predict_split(
         split: the clips, in stored order.
         batch_size: clips a step; does not change the result.
     """
-    batches = [predict_step(variables, batch) for batch in split.eval_batches(batch_size)]
+    batches = []
+    for batch in split.eval_batches(batch_size):
+        batches.append(predict_step(variables, batch))
+        if len(batches) > parallel.STEPS_IN_FLIGHT:  # else all inputs would pile up on the device
+            batches[-1 - parallel.STEPS_IN_FLIGHT].block_until_ready()
     log_probs = np.concatenate([np.asarray(batch) for batch in batches])[: len(split)]
     return Predictions(**split.labels, log_probs=log_probs)
 
@@ -40,16 +46,18 @@ def write_evaluation(
         What `metrics.json` holds: `split`, `epoch`, and the scores of `clip` and `track`.
     """
     report = Path(workdir) / "report"
-    report.mkdir(parents=True, exist_ok=True)
     scores = {
         "split": "test",
         "epoch": epoch,
         "clip": classification_metrics(predictions, genres),
         "track": classification_metrics(track_predictions(predictions), genres),
     }
-    (report / "metrics.json").write_text(json.dumps(scores, indent=2))
+    write_text(report / "metrics.json", json.dumps(scores, indent=2))
     order = np.lexsort((predictions.clip, predictions.track_id))
-    with open(report / "predictions.csv", "w", newline="", encoding="utf-8") as file:
+    with (
+        replacing(report / "predictions.csv") as part,
+        open(part, "w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(
             ["track_id", "clip", "label", "prediction", *(f"prob_{genre}" for genre in genres)]

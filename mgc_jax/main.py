@@ -3,12 +3,14 @@
     python -m mgc_jax.main --config=configs/densenet.py --workdir=runs/densenet
     python -m mgc_jax.main --config=configs/densenet.py --workdir=runs/densenet --mode=eval
 
-The same command goes on where an interrupted run stopped. Any config key can be given:
---config.batch_size=64. With no flags it trains on the embedded demo data.
+The same command goes on where an interrupted run stopped; exit code 75 says that it was told to
+stop (SIGTERM, Ctrl-C) and saved what it had. Any config key can be given: --config.batch_size=64.
+With no flags it trains on the embedded demo data.
 """
 
 import os
 import shlex
+import signal
 import sys
 from pathlib import Path
 
@@ -28,10 +30,24 @@ _MODE = flags.DEFINE_enum(
     ["train", "eval"],
     "train (or go on), evaluate, report; or evaluate and report only.",
 )
+_MULTIHOST = flags.DEFINE_bool(
+    "multihost",
+    False,
+    "Train together with the other processes that run this command, as a TPU slice, SLURM, or "
+    "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say. Process 0 alone writes.",
+)
 
 
 def main(argv: list[str]) -> None:
     cli.reject_arguments(argv)
+    # Nothing half done is left outside the training loop, which saves first.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(cli.RESUME))
+    if _MULTIHOST.value:
+        from mgc_jax import parallel
+
+        parallel.join_hosts()
+        if not parallel.is_main():
+            cli.log.setLevel("WARNING")
     from mgc_jax import run
 
     config = _CONFIG.value

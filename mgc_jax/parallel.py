@@ -1,7 +1,7 @@
 """Data parallelism: the only place that knows replicas, pmap and hosts.
 
 State is replicated in and out, batches are split over their first axis; no other code sees a device
-axis.
+axis. Every process holds the whole state, so that process 0 alone reads and writes the workdir.
 """
 
 import os
@@ -10,11 +10,38 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mgc_jax.errors import InputError
 
 AXIS = "replicas"
+# Steps that may be under way before a loop waits for the oldest: enough to keep a device busy.
+STEPS_IN_FLIGHT = 4
+
+
+def join_hosts() -> None:
+    """Makes one job of all processes that run this command; before any device is touched.
+
+    TPU slices and clusters such as SLURM say by themselves who takes part; elsewhere
+    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID do.
+
+    Raises:
+        InputError: nobody says it, or the processes do not find each other.
+    """
+    count, index = (os.environ.get(f"JAX_{name}") for name in ("NUM_PROCESSES", "PROCESS_ID"))
+    try:
+        jax.distributed.initialize(
+            num_processes=count and int(count), process_id=index and int(index)
+        )
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"--multihost: the processes of this job do not meet: {reason}") from error
+
+
+def is_main() -> bool:
+    """Whether this is process 0, the only one that writes."""
+    return jax.process_index() == 0
 
 
 def data_parallel(function: Callable, *, donate: bool = False) -> Callable:
@@ -46,20 +73,46 @@ def replicate(tree: Any) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
+def to_host(tree: Any) -> Any:
+    """A replicated tree as NumPy arrays of its own, which no later step overwrites."""
+    return jax.tree.map(np.array, jax.device_get(tree))
+
+
 def host_share(rows: np.ndarray) -> np.ndarray:
     """This host's part of a global batch: `[batch]` to `[batch / hosts]`."""
     return np.split(rows, jax.process_count())[jax.process_index()]
 
 
-def check_batch_size(batch_size: int) -> None:
-    """Raises InputError unless every device gets an equal part of the global batch."""
+def share_arrays(tree: Any) -> Any:
+    """Process 0's arrays, on every process; the others give a tree of the same shapes."""
+    return multihost_utils.broadcast_one_to_all(tree) if jax.process_count() > 1 else tree
+
+
+def share_text(text: str) -> str:
+    """Process 0's text, on every process."""
+    if jax.process_count() == 1:
+        return text
+    data = np.frombuffer(text.encode(), np.uint8)
+    size = int(share_arrays(np.int32(len(data))))
+    return share_arrays(np.resize(data, size)).tobytes().decode()
+
+
+def wait_for_main(name: str) -> None:
+    """Returns once all processes have come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def check_batch_size(batch_size: int, parts: int = 1) -> None:
+    """Raises InputError unless each device gets an equal share of each part of the global batch."""
     devices = jax.device_count()
-    if batch_size % devices:
-        lower = batch_size // devices * devices
-        near = [str(size) for size in (lower, lower + devices) if size]
+    unit = devices * parts
+    if batch_size < 1 or batch_size % unit:
+        lower = batch_size // unit * unit
+        near = [str(size) for size in (lower, lower + unit) if size > 0]
+        pieces = f"{devices} devices" + f" x {parts} parts (optimizer.accumulate)" * (parts > 1)
         raise InputError(
-            f"config.batch_size={batch_size} does not divide by {devices} devices: "
-            f"use {' or '.join(near)}"
+            f"config.batch_size={batch_size} does not divide by {pieces}: use {' or '.join(near)}"
         )
 
 
@@ -71,8 +124,9 @@ def use_compilation_cache(folder: str | os.PathLike) -> None:
 
 
 def describe_devices() -> str:
-    """For people, such as `8 x TPU v4`."""
-    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+    """For people, such as `8 x TPU v4 on 2 hosts`."""
+    hosts = f" on {jax.process_count()} hosts" * (jax.process_count() > 1)
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}{hosts}"
 
 
 def _split(batch: Mapping[str, np.ndarray]) -> Any:

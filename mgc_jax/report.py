@@ -21,6 +21,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from mgc_jax.files import replacing
+
 Examples = Sequence[tuple[str, np.ndarray]]
 # The scores the source project published: FMA small, test split, clip or track level not stated.
 SOURCE_KEYS = ("f1", "accuracy_ovr", "precision", "recall")
@@ -130,9 +132,8 @@ def write_report(
     files["index.html"] = page.encode("utf-8", "replace")
     # Nothing is written until everything is made: a failure leaves the last report as it was.
     for name, content in files.items():
-        partial = folder / "report" / f".{name}.partial"
-        partial.write_bytes(content)
-        os.replace(partial, folder / "report" / name)
+        with replacing(folder / "report" / name) as part:
+            part.write_bytes(content)
     return folder / "report" / "index.html"
 
 

@@ -12,16 +12,17 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mgc_jax import cli, features, models, parallel, report, train
-from mgc_jax.checkpoints import Checkpoints
+from mgc_jax import cli, features, loop, models, parallel, report, train
 from mgc_jax.datasets import builders
 from mgc_jax.errors import InputError
 from mgc_jax.evaluate import predict_split, write_evaluation
+from mgc_jax.files import write_text
 from mgc_jax.input_pipeline import ClipDataset, dataset_path, open_dataset
-from mgc_jax.run_log import total_seconds
+from mgc_jax.metrics import Predictions
+from mgc_jax.run_log import total_seconds, write_images
 
-# A data set may move between two starts of a run.
-_MAY_DIFFER = {"data_dir"}
+# What may change between two starts of a run.
+_MAY_DIFFER = {"data_dir", "checkpoint_every_minutes", "profile", "skip_nonfinite"}
 _PACKAGES = (
     "mgc_jax",
     "jax",
@@ -48,25 +49,29 @@ def run(config: ConfigDict, workdir: Path, *, training: bool, command: str) -> N
         InputError: another config's workdir, no data, no checkpoint, ...
     """
     feature_names = models.features_of(config.model)
-    parallel.check_batch_size(config.batch_size)
-    _claim_workdir(workdir, config, new=training)
+    parallel.check_batch_size(config.batch_size, config.optimizer.accumulate)
+    if parallel.is_main():
+        _claim_workdir(workdir, config, new=training)
     parallel.use_compilation_cache(workdir.parent / "jax_cache")
     _make_demo_if_missing(config, feature_names)
     dataset = open_dataset(config, feature_names)
-    _check_genres(workdir, dataset.genres)
+    if parallel.is_main():
+        _check_genres(workdir, dataset.genres)
     parameters = _announce(config, workdir, dataset)
-    page = workdir / "report" / "index.html"
-    with Checkpoints(workdir) as checkpoints:
-        complete = checkpoints.epochs_done == config.num_epochs and page.exists()
-    if training and complete:
+    progress = loop.load_progress(workdir)
+    reported = parallel.share_text(str((workdir / "report" / "index.html").exists())) == "True"
+    if training and reported and loop.is_finished(config, progress):
         cli.log.info(
-            "this run is complete: %d epochs; --mode=eval evaluates it again", config.num_epochs
+            "this run is complete: %d epochs; --mode=eval evaluates it again", progress.epoch
         )
         _summarise(workdir, json.loads((workdir / "report" / "metrics.json").read_text()))
         return
     if training:
-        train.train(config, workdir, dataset)
-    scores = _evaluate(config, workdir, dataset)
+        progress = loop.train(config, workdir, dataset)
+    predictions, epoch = _evaluate(config, workdir, dataset)
+    if not parallel.is_main():
+        return
+    scores = write_evaluation(workdir, predictions, dataset.genres, epoch)
     report.write_report(
         workdir,
         examples=_examples(dataset, feature_names[0], config.mel.top_db),
@@ -81,6 +86,10 @@ def run(config: ConfigDict, workdir: Path, *, training: bool, command: str) -> N
             "finished": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         },
     )
+    if training:
+        names = ("confusion_matrix", "spectrograms")
+        pictures = {f"test/{name}": workdir / "report" / f"{name}.png" for name in names}
+        write_images(workdir, progress.step, pictures)
     _summarise(workdir, scores)
 
 
@@ -91,8 +100,7 @@ def _claim_workdir(workdir: Path, config: ConfigDict, *, new: bool) -> None:
         if not new:
             raise InputError(f"no run in {workdir} (it has no config.json): train first")
         try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            path.write_text(config.to_json(indent=2, sort_keys=True))
+            write_text(path, config.to_json(indent=2, sort_keys=True))
         except OSError as error:
             raise InputError(f"cannot write to --workdir={workdir}: {error.strerror}") from None
         return
@@ -123,14 +131,17 @@ def _flatten(tree: dict, prefix: str = "") -> dict:
 
 def _make_demo_if_missing(config: ConfigDict, feature_names: tuple[str, ...]) -> None:
     """The demo needs nothing from the user, so it is not asked for."""
-    if config.dataset == "demo" and not dataset_path(config, feature_names).exists():
-        builders.prepare(config, feature_names, workers=os.cpu_count())
+    path = dataset_path(config, feature_names)
+    for mine in (parallel.is_main(), not parallel.is_main()):  # the others may see the same disk
+        if config.dataset == "demo" and mine and not path.exists():
+            builders.prepare(config, feature_names, workers=os.cpu_count())
+        parallel.wait_for_main("demo")
 
 
 def _check_genres(workdir: Path, genres: list[str]) -> None:
     path = workdir / "genres.json"
     if not path.exists():
-        path.write_text(json.dumps(genres, ensure_ascii=False))
+        write_text(path, json.dumps(genres, ensure_ascii=False))
     elif (stored := json.loads(path.read_text())) != genres:
         raise InputError(
             f"{workdir} was trained on the genres {stored}, the data set now has {genres}"
@@ -148,17 +159,21 @@ def _announce(config: ConfigDict, workdir: Path, dataset: ClipDataset) -> int:
     cli.log.info("devices   %s", parallel.describe_devices())
     cli.log.info("network   %s, %s parameters", config.model, f"{parameters:,}")
     cli.log.info("data      %s: clips %s; %d genres", dataset.path, sizes, len(dataset.genres))
-    cli.log.info("workdir   %s", workdir)
+    cli.log.info("writes to %s: checkpoints/, metrics.jsonl, TensorBoard events, report/", workdir)
     return parameters
 
 
-def _evaluate(config: ConfigDict, workdir: Path, dataset: ClipDataset) -> dict:
-    """Scores the best checkpoint on the test split."""
-    best = train.load_run(workdir)
-    predict_fn = train.compile_predict_step(best.model)
-    variables = parallel.replicate(best.variables)
-    predictions = predict_split(predict_fn, variables, dataset.splits["test"], config.batch_size)
-    return write_evaluation(workdir, predictions, dataset.genres, best.epoch)
+def _evaluate(config: ConfigDict, workdir: Path, dataset: ClipDataset) -> tuple[Predictions, int]:
+    """The best checkpoint's predictions of the test split, and its epoch."""
+    model = train.make_model(config, len(dataset.genres))
+    settings = features.ClipSettings.from_config(config)
+    variables, epoch = train.init_variables(model, settings, config.seed), 0
+    if parallel.is_main():
+        *_, variables, epoch = train.load_run(workdir)
+    variables = parallel.replicate(parallel.share_arrays(variables))
+    predict_fn = train.compile_predict_step(model)
+    test = dataset.splits["test"]
+    return predict_split(predict_fn, variables, test, config.batch_size), epoch
 
 
 def _examples(dataset: ClipDataset, feature: str, top_db: float) -> list[tuple[str, np.ndarray]]:

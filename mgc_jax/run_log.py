@@ -1,39 +1,176 @@
-"""What a run says as it goes: `metrics.jsonl`, TensorBoard scalars, and lines for people."""
+"""What a run says as it goes: `metrics.jsonl`, TensorBoard, and lines for people."""
 
 import json
 import os
+import shutil
+import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from flax.metrics.tensorboard import SummaryWriter
+from matplotlib.image import imread
+
+from mgc_jax import cli, parallel
+from mgc_jax.files import write_text
+
+# A scalar costs TensorBoard's writer as much as a fast step may take in all.
+_TENSORBOARD_EVERY = 50
 
 
 class RunLog:
-    """Appends to a workdir's `metrics.jsonl` and TensorBoard events."""
+    """Appends to a workdir's `metrics.jsonl` and TensorBoard events; in process 0 alone.
 
-    def __init__(self, workdir: str | os.PathLike, epochs_done: int):
-        """Opens the log, dropping lines of epochs that will be done again after an interruption."""
+    Lines have a `kind`: `step` for each step, `train` and `validation` for each epoch.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, step: int, epoch: int):
+        """Opens the log of a run that goes on after a step, in or after an epoch.
+
+        Lines of later steps and epochs are dropped: they will be done again.
+        """
+        self._open = parallel.is_main()
+        if not self._open:
+            return
         path = Path(workdir) / "metrics.jsonl"
-        kept = [line for line in _read_lines(path) if line["epoch"] <= epochs_done]
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(temporary, path)
-        self._file = open(path, "a", buffering=1)
+        kept = [
+            line
+            for line in _read_lines(path)
+            if (line["step"] <= step if line["kind"] == "step" else line["epoch"] <= epoch)
+        ]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = open(path, "a")
         self._tensorboard = SummaryWriter(str(workdir), auto_flush=False)
 
     def __enter__(self) -> "RunLog":
         return self
 
     def __exit__(self, *_) -> None:
-        self._file.close()
-        self._tensorboard.close()
+        if self._open:
+            self._tensorboard.close()
+            self._file.close()
 
-    def write(self, kind: str, epoch: int, step: int, **values: float) -> None:
-        """Logs values under `kind` (`train` or `validation`) once an epoch."""
+    def write(self, kind: str, epoch: int, step: int, **values: float | None) -> None:
+        """Logs values after a step or an epoch; None stands for a number that is not finite."""
+        if not self._open:
+            return
         line = {"kind": kind, "epoch": epoch, "step": step, **values}
         self._file.write(json.dumps(line) + "\n")
-        for name, value in values.items():
-            self._tensorboard.scalar(f"{kind}/{name}", value, step)
-        self._tensorboard.flush()
+        if kind != "step" or step % _TENSORBOARD_EVERY == 0:
+            for name, value in values.items():
+                if value is not None:
+                    self._tensorboard.scalar(f"{kind}/{name}", value, step)
+        if kind != "step":
+            self.flush()
+
+    def flush(self) -> None:
+        """Puts everything on disk: no checkpoint may be ahead of the log."""
+        if self._open:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._tensorboard.flush()
+
+
+def write_images(workdir: str | os.PathLike, step: int, pictures: Mapping[str, Path]) -> None:
+    """Shows PNG files, by name, in TensorBoard."""
+    writer = SummaryWriter(str(workdir))
+    for name, path in pictures.items():
+        writer.image(name, imread(path)[None, ..., :3], step)
+    writer.close()
+
+
+class ProgressLine:
+    """One line on stderr: step, epoch, loss, top-1, clips/s, share of waiting for data, time left.
+
+    On a terminal it is rewritten in place; in a file and under CI it is a line of its own, every
+    half minute.
+    """
+
+    def __init__(self, epochs: int, steps_per_epoch: int, batch_size: int):
+        self._epochs, self._steps, self._batch = epochs, steps_per_epoch, batch_size
+        terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+        self._live = terminal and not os.environ.get("CI")
+        self._interval = 0.2 if self._live else 30.0
+        self._shown = self._start = self._epoch_start = time.perf_counter()
+        self._first_step = None
+
+    def start_epoch(self, step: int) -> None:
+        """Clips/s and waiting count from here on, after so many steps."""
+        self._epoch_step, self._waited = step, 0.0
+        self._epoch_start = time.perf_counter()
+
+    def waited(self, seconds: float) -> None:
+        """Adds to the time that no batch was there."""
+        self._waited += seconds
+
+    def update(self, step: int, loss: float, top1: float) -> None:
+        """Shows the line if it is time to.
+
+        Args:
+            step: steps done.
+            loss: mean over the epoch so far.
+            top1: likewise.
+        """
+        now = time.perf_counter()
+        if self._first_step is None:  # which compiled
+            self._first_step, self._start = step, now
+        if now - self._shown < self._interval or step == self._first_step:
+            return
+        self._shown = now
+        elapsed = now - self._epoch_start
+        total = self._epochs * self._steps
+        left = (now - self._start) / (step - self._first_step) * (total - step)
+        line = (
+            f"step {step}/{total}  epoch {-(-step // self._steps)}/{self._epochs}  "
+            f"loss {loss:.3f}  top-1 {top1:.3f}  "
+            f"{(step - self._epoch_step) * self._batch / elapsed:.0f} clips/s  "
+            f"{self._waited / elapsed:.0%} waiting for data  {duration(left)} left"
+        )
+        if not parallel.is_main():
+            return
+        if self._live:
+            width = shutil.get_terminal_size().columns - 1
+            sys.stderr.write(f"\r\x1b[K{line[:width]}")
+            sys.stderr.flush()
+        else:
+            cli.log.info("%s", line)
+
+    def clear(self) -> None:
+        """Makes room for other lines."""
+        if self._live and parallel.is_main():
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+
+
+def announce_epoch(
+    epoch: int, epochs: int, scores: Mapping[str, Any], held_out: Mapping[str, Any], improved: bool
+) -> None:
+    """One line for people; a star marks the best validation loss so far."""
+    cli.log.info(
+        "epoch %*d/%d  train loss %.3f top-1 %.3f  validation loss %.3f top-1 %.3f %s  %.0f clips/s"
+        "  %s",
+        len(str(epochs)),
+        epoch,
+        epochs,
+        scores["loss"],
+        scores["top1"],
+        held_out["loss"],
+        held_out["top1"],
+        "*" if improved else " ",
+        scores["clips_per_s"],
+        duration(scores["seconds"] + held_out["seconds"]),
+    )
+
+
+def duration(seconds: float) -> str:
+    """Such as `2 min 05 s` or `3 h 10 min`."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return (
+        f"{minutes // 60} h {minutes % 60:02d} min"
+        if minutes >= 60
+        else f"{minutes} min {seconds:02d} s"
+    )
 
 
 def total_seconds(workdir: str | os.PathLike) -> float:

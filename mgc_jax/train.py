@@ -1,14 +1,13 @@
-"""Training: the state, the step that all devices run, and the loop over epochs.
+"""Training: the state and the step that all devices run; `loop` repeats it.
 
 Importing this module loads no TensorFlow, so that the step also runs on a machine that has none.
 """
 
 import json
 import os
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -18,30 +17,31 @@ import optax
 from flax.training import train_state
 from ml_collections import ConfigDict
 
-from mgc_jax import cli, parallel
+from mgc_jax import parallel
 from mgc_jax.checkpoints import Checkpoints
 from mgc_jax.errors import InputError
-from mgc_jax.evaluate import predict_split
 from mgc_jax.features import ClipSettings, to_network_input
-from mgc_jax.metrics import classification_metrics
 from mgc_jax.models import create_model
-from mgc_jax.pretrained import load_weights
-
-if TYPE_CHECKING:
-    from mgc_jax.input_pipeline import ClipDataset
-
-# Steps that may be under way before the loop waits for the oldest: enough to keep a device busy.
-_STEPS_IN_FLIGHT = 4
+from mgc_jax.optimizer import learning_rate_schedule, make_optimizer
 
 
 class TrainState(train_state.TrainState):
-    """Parameters, optimiser state and step, with batch-norm statistics."""
+    """Parameters, optimiser state and step, with batch-norm statistics.
+
+    `average` is the running average of `variables`, or an empty dictionary.
+    """
 
     batch_stats: Any
+    average: Any
 
     @property
     def variables(self) -> dict:
         return {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
+    def evaluated(self) -> dict:
+        """The variables to evaluate and to keep."""
+        return self.average or self.variables
 
 
 def make_model(config: ConfigDict, num_classes: int) -> nn.Module:
@@ -63,14 +63,18 @@ def init_variables(model: nn.Module, settings: ClipSettings, seed: int) -> dict:
     return init(jax.random.key(seed))
 
 
-def create_train_state(config: ConfigDict, model: nn.Module) -> TrainState:
+def create_train_state(
+    config: ConfigDict, model: nn.Module, steps_per_epoch: int = 1
+) -> TrainState:
     """A fresh state on every device."""
     variables = init_variables(model, ClipSettings.from_config(config), config.seed)
+    variables = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+    schedule = learning_rate_schedule(config, steps_per_epoch)
     state = TrainState.create(
         apply_fn=model.apply,
-        params=variables["params"],
-        batch_stats=variables.get("batch_stats", {}),
-        tx=optax.adamw(config.learning_rate, weight_decay=config.weight_decay),
+        tx=make_optimizer(config, schedule, variables["params"]),
+        average=jax.tree.map(jnp.copy, variables) if config.average_decay else {},
+        **variables,
     )
     return parallel.replicate(state)
 
@@ -102,46 +106,106 @@ def load_run(workdir: str | os.PathLike) -> TrainedRun:
         model, settings = make_model(config, len(genres)), ClipSettings.from_config(config)
         shapes = jax.eval_shape(lambda: init_variables(model, settings, config.seed))
         with Checkpoints(workdir) as checkpoints:
-            variables = checkpoints.restore_best(shapes)
-            epoch = checkpoints.best["epoch"]
+            variables, score = checkpoints.restore_best(shapes)
     except InputError:
         raise
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         # What json, ml_collections and orbax raise for a damaged file is any of these.
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise InputError(f"{workdir}: cannot read this run: {reason}") from error
-    return TrainedRun(config, genres, settings, model, variables, epoch)
+    return TrainedRun(config, genres, settings, model, variables, score["epoch"])
 
 
-def train_step(state: TrainState, batch: Mapping[str, jax.Array], features: tuple[str, ...]):
-    """One step of AdamW on one replica's part of the batch.
+def train_step(
+    state: TrainState,
+    batch: Mapping[str, jax.Array],
+    features: tuple[str, ...],
+    config: ConfigDict,
+    class_weights: np.ndarray | None = None,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One step of the optimiser, on one replica's part of the batch.
 
     Args:
         state: equal on all replicas.
         batch: stored features (see `to_network_input`) and `label` `[batch] int32`.
         features: the network's inputs, in order.
+        config: its keys `seed`, `label_smoothing`, `average_decay`, `skip_nonfinite` and
+            `optimizer.accumulate`.
+        class_weights: of each clip's loss, by its class: `[classes] float32`.
 
     Returns:
-        The new state, and `loss` and `top1` over all replicas, float32 scalars.
+        The new state, and `loss`, `top1` and `grad_norm` over all replicas, float32 scalars.
     """
-    inputs = [to_network_input(name, batch[name]) for name in features]
+    parts = config.optimizer.accumulate
+    step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
 
-    def loss_fn(params):
+    def loss_fn(params, batch_stats, part, number):
         logits, updates = state.apply_fn(
-            {"params": params, "batch_stats": state.batch_stats},
-            *inputs,
+            {"params": params, "batch_stats": batch_stats},
+            *(to_network_input(name, part[name]) for name in features),
             train=True,
             mutable=["batch_stats"],
+            rngs={"dropout": jax.random.fold_in(step_key, number)},
         )
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        return losses.mean(), (logits, updates["batch_stats"])
+        targets = jax.nn.one_hot(part["label"], logits.shape[-1])
+        losses = optax.softmax_cross_entropy(
+            logits, optax.smooth_labels(targets, config.label_smoothing)
+        )
+        if class_weights is not None:
+            losses *= jnp.asarray(class_weights)[part["label"]]
+        top1 = (logits.argmax(axis=-1) == part["label"]).mean()
+        return losses.mean(), (updates.get("batch_stats", {}), top1)
 
-    (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
-        state.params
-    )
-    top1 = (logits.argmax(axis=-1) == batch["label"]).mean()
-    gradients, metrics = jax.lax.pmean((gradients, {"loss": loss, "top1": top1}), parallel.AXIS)
-    return state.apply_gradients(grads=gradients, batch_stats=batch_stats), metrics
+    def gradients_of(batch_stats, part, number):
+        (loss, (batch_stats, top1)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
+            state.params, batch_stats, part, number
+        )
+        return (gradients, {"loss": loss, "top1": top1}), batch_stats
+
+    if parts == 1:
+        means, batch_stats = gradients_of(state.batch_stats, batch, 0)
+    else:
+        means, batch_stats = _over_parts(gradients_of, state, batch, parts)
+    gradients, metrics = jax.lax.pmean(means, parallel.AXIS)
+    metrics["grad_norm"] = optax.tree.norm(gradients)
+    new = state.apply_gradients(grads=gradients, batch_stats=batch_stats)
+    if config.average_decay:
+        new = new.replace(
+            average=optax.incremental_update(
+                new.variables, state.average, 1 - _average_decay(config, state.step)
+            )
+        )
+    if config.skip_nonfinite:
+        finite = jnp.isfinite(metrics["loss"] + metrics["grad_norm"])
+        kept = jax.tree.map(lambda x, old: jnp.where(finite, x, old), new, state)
+        new = kept.replace(step=new.step)
+    return new, metrics
+
+
+def _over_parts(gradients_of: Callable, state: TrainState, batch: Mapping, parts: int) -> tuple:
+    """Means over the parts of a batch, one after another, and the last batch statistics."""
+    # Every so many-th clip, so that the parts are the same on any number of devices.
+    split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+
+    def add(carry, numbered_part):
+        means, batch_stats = carry
+        found, batch_stats = gradients_of(batch_stats, *numbered_part)
+        return (jax.tree.map(lambda mean, x: mean + x / parts, means, found), batch_stats), None
+
+    zeros = jax.tree.map(jnp.zeros_like, state.params), {"loss": 0.0, "top1": 0.0}
+    carry, _ = jax.lax.scan(add, (zeros, state.batch_stats), (split, jnp.arange(parts)))
+    return carry
+
+
+def _average_decay(config: ConfigDict, step: jax.Array) -> jax.Array:
+    """Less at first, so that the average soon forgets the initial variables."""
+    return jnp.minimum(config.average_decay, (1 + step) / (10 + step))
+
+
+def class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Weights that make every class count the same, 1 on average: `[clips]` to `[classes]`."""
+    counts = np.maximum(np.bincount(labels, minlength=classes), 1)
+    return (len(labels) / (classes * counts)).astype(np.float32)
 
 
 def predict_step(variables: Mapping, batch: Mapping[str, jax.Array], model: nn.Module) -> jax.Array:
@@ -154,109 +218,3 @@ def predict_step(variables: Mapping, batch: Mapping[str, jax.Array], model: nn.M
 def compile_predict_step(model: nn.Module) -> Callable:
     """`predict_step` over all devices: `(variables, batch) -> log_probs`."""
     return parallel.data_parallel(lambda variables, batch: predict_step(variables, batch, model))
-
-
-def train(config: ConfigDict, workdir: Path, dataset: "ClipDataset") -> None:
-    """Trains or goes on training, up to `config.num_epochs`.
-
-    After each epoch `checkpoints/last` is what a restart goes on from; `checkpoints/best` is the
-    epoch with the lowest validation loss.
-
-    Args:
-        config: as in `configs/default.py`.
-        workdir: where checkpoints and logs go.
-        dataset: with the splits `train` and `validation`.
-
-    Raises:
-        InputError: a batch is larger than the split, or the loss is no finite number.
-    """
-    from mgc_jax.run_log import RunLog
-
-    train_split, validation = dataset.splits["train"], dataset.splits["validation"]
-    steps = train_split.steps_per_epoch(config.batch_size)
-    model = make_model(config, len(dataset.genres))
-    with Checkpoints(workdir) as checkpoints, RunLog(workdir, checkpoints.epochs_done) as log:
-        state = create_train_state(config, model)
-        done = checkpoints.epochs_done
-        if done:
-            state = parallel.replicate(checkpoints.restore_last(state))
-            cli.log.info("resuming after epoch %d of %d", done, config.num_epochs)
-        elif config.init_from:
-            variables = load_weights(config.init_from, config.model, state.variables)
-            state = parallel.replicate(state.replace(**variables))
-        step_fn = parallel.data_parallel(
-            lambda state, batch: train_step(state, batch, model.features), donate=True
-        )
-        predict_fn = compile_predict_step(model)
-        best_loss = checkpoints.best["loss"] if checkpoints.best else np.inf
-        batches = train_split.train_batches(config.batch_size, config.seed, first_step=done * steps)
-        for epoch in range(done + 1, config.num_epochs + 1):
-            start = time.perf_counter()
-            state, scores = _train_epoch(step_fn, state, batches, steps, f"epoch {epoch}")
-            _check_finite(scores["loss"], epoch, config)
-            scores["seconds"] = time.perf_counter() - start
-            scores["clips_per_s"] = steps * config.batch_size / scores["seconds"]
-            log.write("train", epoch, epoch * steps, **scores)
-            predictions = predict_split(predict_fn, state.variables, validation, config.batch_size)
-            held_out = classification_metrics(predictions, dataset.genres)
-            improved = held_out["loss"] < best_loss
-            if improved:
-                best_loss = held_out["loss"]
-                checkpoints.save_best(epoch, state.variables, best_loss)
-            checkpoints.save_last(epoch, state)
-            seconds = time.perf_counter() - start
-            held_out = {name: held_out[name] for name in ("loss", "top1", "f1", "f1_macro")}
-            held_out["seconds"] = seconds - scores["seconds"]
-            log.write("validation", epoch, epoch * steps, **held_out)
-            _announce_epoch(epoch, config.num_epochs, scores, held_out, improved, seconds)
-
-
-def _train_epoch(step_fn, state, batches, steps: int, name: str) -> tuple[TrainState, dict]:
-    """Runs one epoch; its metrics stay on the device until the end."""
-    history = []
-    with cli.progress_bar(total=steps, description=name, unit="step", leave=False) as bar:
-        for _ in range(steps):
-            state, metrics = step_fn(state, next(batches))
-            history.append(metrics)
-            if len(history) > _STEPS_IN_FLIGHT:
-                history[-1 - _STEPS_IN_FLIGHT]["loss"].block_until_ready()
-            bar.update()
-    history = jax.device_get(history)
-    return state, {name: float(np.mean([m[name] for m in history])) for name in history[0]}
-
-
-def _check_finite(loss: float, epoch: int, config: ConfigDict) -> None:
-    if not np.isfinite(loss):
-        raise InputError(
-            f"the loss of epoch {epoch} is {loss}: lower config.learning_rate (now "
-            f"{config.learning_rate:g}); checkpoints/last holds the epoch before"
-        )
-
-
-def _announce_epoch(
-    epoch: int, epochs: int, scores: Mapping, held_out: Mapping, improved: bool, seconds: float
-) -> None:
-    """One line for people; a star marks the best validation loss so far."""
-    cli.log.info(
-        "epoch %*d/%d  train loss %.3f top-1 %.3f  validation loss %.3f top-1 %.3f %s  %.0f clips/s"
-        "  %s left",
-        len(str(epochs)),
-        epoch,
-        epochs,
-        scores["loss"],
-        scores["top1"],
-        held_out["loss"],
-        held_out["top1"],
-        "*" if improved else " ",
-        scores["clips_per_s"],
-        _duration(seconds * (epochs - epoch)),
-    )
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    return (
-        f"{minutes // 60} h {minutes % 60:02d} min"
-        if minutes >= 60
-        else f"{minutes} min {seconds:02d} s"
-    )

@@ -4,13 +4,16 @@ import csv
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from sklearn import metrics as sk
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mgc_jax.models import MODELS
 
@@ -20,6 +23,13 @@ ROOT = Path(__file__).parents[1]
 def call(module, *arguments, cwd=ROOT):
     command = [sys.executable, "-m", f"mgc_jax.{module}", *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+
+
+def start(command, **environment):
+    """Starts a command in the background; `communicate` waits for it."""
+    return subprocess.Popen(
+        command, cwd=ROOT, env=os.environ | environment, stderr=subprocess.PIPE, text=True
+    )
 
 
 def flags_of(config, workdir):
@@ -86,6 +96,54 @@ def test_same_command_again_says_complete(finished):
 def test_compiled_functions_are_kept_beside_the_workdir(finished):
     workdir, _, _ = finished
     assert list((workdir.parent / "jax_cache").iterdir())
+
+
+def test_tensorboard_shows_scalars_and_pictures(finished):
+    workdir, _, _ = finished
+    events = EventAccumulator(str(workdir)).Reload()
+    shown = set(events.Tags()["tensors"])
+    assert {"train/loss", "train/top1", "validation/loss", "validation/f1"} < shown
+    assert {"test/confusion_matrix", "test/spectrograms"} < shown
+    picture = events.Tensors("test/confusion_matrix")[0].tensor_proto.string_val
+    assert picture[2].startswith(b"\x89PNG")
+
+
+def test_told_to_stop_then_finished_by_two_hosts(finished, tmp_path):
+    """SIGTERM, exit code 75, and the same command on 2 processes of 2 devices: the same scores."""
+    workdir, flags, _ = finished
+    ours = tmp_path / "run"
+    command = [sys.executable, "-m", "mgc_jax.main", *flags]
+    stopped = start([*command, f"--workdir={ours}"])
+    while not (ours / "metrics.jsonl").exists() and stopped.poll() is None:
+        time.sleep(0.05)
+    stopped.terminate()
+    said = stopped.communicate()[1]
+    assert stopped.returncode == 75, said
+    assert said.strip().endswith("of 6, which is saved; the same command goes on")
+
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    hosts = [
+        start(
+            [*command, f"--workdir={folder}", "--multihost"],
+            JAX_COORDINATOR_ADDRESS=address,
+            JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID=str(i),
+            XLA_FLAGS="--xla_force_host_platform_device_count=2",
+        )
+        for i, folder in enumerate((ours, tmp_path / "unused"))
+    ]
+    outputs = [host.communicate()[1] for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], outputs
+    assert "4 x cpu on 2 hosts" in outputs[0] and "resuming after step" in outputs[0]
+    assert not (tmp_path / "unused").exists() and "epoch" not in outputs[1]
+    for path in ("clip", "track"):
+        one, two = (
+            json.loads((w / "report" / "metrics.json").read_text())[path] for w in (workdir, ours)
+        )
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
+        assert two["confusion_matrix"] == one["confusion_matrix"]
 
 
 def test_training_starts_from_another_run(finished, tmp_path):
@@ -240,18 +298,65 @@ def test_every_network_has_a_config_and_every_key_is_read():
         assert (ROOT / "configs" / f"{name}.py").exists()
     code = "\n".join(path.read_text() for path in (ROOT / "mgc_jax").rglob("*.py"))
     config = default.get_config()
-    for part in (config, config.demo):
+    for part in (config, config.demo, config.optimizer):
         for key in part:
-            assert f"config.{key}" in code or f'config["{key}"]' in code or f".demo.{key}" in code
+            read = (f'config["{key}"]', *(f"{name}.{key}" for name in ("config", ".demo", " o")))
+            assert any(text in code for text in (*read, f".optimizer.{key}")), key
 
 
-def test_launch_tpu_dry_run_names_every_worker():
-    arguments = ["--zone=z", "--dry_run", "--", "--workdir=gs://b/r", "a b"]
-    command = ["./launch.sh", "tpu", "pod", *arguments]
-    environment = {"PATH": os.environ["PATH"]}  # no HOME either
+def launch_tpu(tmp_path, *arguments, exists=True):
+    """Runs `launch.sh tpu` with a stand-in for gcloud that notes how it is called."""
+    tool = tmp_path / "gcloud"
+    tool.write_text(
+        f"""#!/usr/bin/env bash
+printf '%s\\0' "$@" >> {tmp_path}/calls && echo >> {tmp_path}/calls
+case $4 in
+  describe) {str(exists).lower()} ;;
+  scp) cp "$5" {tmp_path}/archive ;;
+esac
+"""
+    )
+    tool.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}  # no HOME either
+    command = ["./launch.sh", "tpu", "pod", "--zone=z", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    copy, run = done.stdout.splitlines()
-    assert copy.startswith("gcloud compute tpus tpu-vm scp ") and "--worker=all --zone=z" in copy
-    assert run.startswith("gcloud compute tpus tpu-vm ssh pod --worker=all --zone=z")
-    assert run.endswith(r"./launch.sh --workdir=gs://b/r a\ b")
+    calls = (tmp_path / "calls").read_text() if (tmp_path / "calls").exists() else ""
+    return done.stdout, [call.split("\0")[:-1] for call in calls.splitlines()]
+
+
+def test_launch_tpu_runs_the_command_on_every_worker(tmp_path):
+    _, calls = launch_tpu(tmp_path, "--type=v4-32", "--", "--workdir=/mnt/r", "a b", exists=False)
+    assert [call[:4] for call in calls] == [
+        ["compute", "tpus", "tpu-vm", name] for name in ("describe", "create", "scp", "ssh")
+    ]
+    _, create, copy, run = calls
+    assert {"pod", "--zone=z", "--accelerator-type=v4-32"} < set(create)
+    assert {"pod:mgc_jax.tar.gz", "--worker=all", "--zone=z"} < set(copy)
+    assert {"pod", "--worker=all", "--zone=z"} < set(run)
+    # The last word is what each worker's shell runs: unpack, install, start.
+    listed = subprocess.run(
+        ["tar", "-tzf", tmp_path / "archive"], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert {"./launch.sh", "./setup.cfg", "./mgc_jax/main.py", "./configs/demo.py"} < set(listed)
+    assert not any(name.startswith(("./.venv", "./.git/", "./runs")) for name in listed)
+    folder = tmp_path / "worker"
+    folder.mkdir()
+    shutil.copy(tmp_path / "archive", folder / "mgc_jax.tar.gz")
+    remote = run[-1].removeprefix("--command=").replace("./launch.sh", "printf '%s|' $EXTRAS")
+    remote = remote.replace("EXTRAS=test,tpu", "export EXTRAS=test,tpu;")
+    done = subprocess.run(["bash", "-ec", remote], cwd=folder, capture_output=True, text=True)
+    assert done.stdout == "test,tpu|--multihost|--workdir=/mnt/r|a b|", done.stderr
+
+
+def test_launch_tpu_takes_what_is_there(tmp_path):
+    _, calls = launch_tpu(tmp_path, "--type=v4-32")
+    assert [call[3] for call in calls] == ["describe", "scp", "ssh"]
+
+
+def test_launch_tpu_dry_run_only_prints(tmp_path):
+    printed, calls = launch_tpu(tmp_path, "--type=v4-32", "--dry_run", "--", "--workdir=/mnt/r")
+    assert not calls
+    words = [line.split()[:5] for line in printed.splitlines()]
+    assert [line[4] for line in words] == ["create", "scp", "ssh"]
+    assert printed.splitlines()[2].endswith("./launch.sh --multihost --workdir=/mnt/r")

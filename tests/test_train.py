@@ -1,31 +1,26 @@
-"""Training: learning, resuming, one device or eight."""
+"""Training: learning, and the step."""
 
+import io
 import json
-import os
-import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 import pytest
 
-from mgc_jax import parallel, train
+from mgc_jax import cli, loop, parallel, train
 from mgc_jax.checkpoints import Checkpoints
-from mgc_jax.errors import InputError
 from mgc_jax.features import to_network_input
 from mgc_jax.input_pipeline import open_dataset
+from mgc_jax.run_log import ProgressLine
 
 
 def read_log(workdir, kind):
     lines = map(json.loads, (Path(workdir) / "metrics.jsonl").read_text().splitlines())
     return [line for line in lines if line["kind"] == kind]
-
-
-def restore(config, workdir):
-    state = train.create_train_state(config, train.make_model(config, 8))
-    with Checkpoints(workdir) as checkpoints:
-        return checkpoints.restore_last(state), checkpoints.restore_best(state.variables)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +29,7 @@ def whole_run(prepared, tmp_path_factory):
     config = prepared.copy_and_resolve_references()
     config.update(batch_size=8, num_epochs=4, learning_rate=1e-3)
     workdir = tmp_path_factory.mktemp("whole")
-    train.train(config, workdir, open_dataset(config, ("mel",)))
+    loop.train(config, workdir, open_dataset(config, ("mel",)))
     return config, workdir
 
 
@@ -43,37 +38,18 @@ def test_learns_and_keeps_the_best_epoch(whole_run):
     losses = [line["loss"] for line in read_log(workdir, "train")]
     assert len(losses) == 4 and losses[-1] < 0.7 * losses[0]
     validation = [line["loss"] for line in read_log(workdir, "validation")]
-    with Checkpoints(workdir) as checkpoints:
-        best, done = checkpoints.best, checkpoints.epochs_done
-    assert best == {"epoch": 1 + int(np.argmin(validation)), "loss": min(validation)}
-    assert done == 4
+    progress = loop.load_progress(workdir)
+    assert progress.best_epoch == 1 + int(np.argmin(validation))
+    assert progress.best_loss == min(validation)
+    assert progress.epoch == 4 and progress.step == 12
     assert list(Path(workdir).glob("events.out.tfevents*"))
-
-
-def test_resumed_run_equals_the_uninterrupted_one(whole_run, tmp_path):
-    config, whole = whole_run
-    dataset = open_dataset(config, ("mel",))
-    first = config.copy_and_resolve_references()
-    first.num_epochs = 2
-    train.train(first, tmp_path, dataset)
-    with open(tmp_path / "metrics.jsonl", "a") as file:  # as if killed in epoch 3
-        file.write('{"kind": "train", "epoch": 3, "step": 9, "loss": 0.1}\n{"kind": "tra')
-    train.train(config, tmp_path, dataset)
-    for kind in ("train", "validation"):
-        losses = [[line["loss"] for line in read_log(w, kind)] for w in (whole, tmp_path)]
-        assert losses[0] == losses[1]
-    (last, best), (expected_last, expected_best) = restore(config, tmp_path), restore(config, whole)
-    assert last.step == expected_last.step == 12
-    jax.tree.map(np.testing.assert_array_equal, last.params, expected_last.params)
-    jax.tree.map(np.testing.assert_array_equal, last.opt_state, expected_last.opt_state)
-    jax.tree.map(np.testing.assert_array_equal, best, expected_best)
 
 
 def test_bfloat16_learns_as_float32_does(whole_run, tmp_path):
     config, whole = whole_run
     config = config.copy_and_resolve_references()
     config.dtype = "bfloat16"
-    train.train(config, tmp_path, open_dataset(config, ("mel",)))
+    loop.train(config, tmp_path, open_dataset(config, ("mel",)))
     losses = [[line["loss"] for line in read_log(w, "train")] for w in (whole, tmp_path)]
     assert losses[0] != losses[1]
     np.testing.assert_allclose(*losses, rtol=0.1, atol=0.05)
@@ -94,10 +70,9 @@ def test_step_is_adamw_on_the_cross_entropy(config, dataset):
         return -log_probs[np.arange(8), batch["label"]].mean()
 
     loss, gradients = jax.value_and_grad(loss_fn)(state.params)
-    step = parallel.data_parallel(lambda s, b: train.train_step(s, b, ("mel",)))
+    step = parallel.data_parallel(lambda s, b: train.train_step(s, b, ("mel",), config))
     after, scores = step(state, {"mel": batch["mel"], "label": batch["label"]})
     assert scores["loss"] == pytest.approx(float(loss), rel=1e-5)
-    adam = after.opt_state[0]
 
     def check(before, after, gradient, mean, square):
         np.testing.assert_allclose(mean, 0.1 * gradient, rtol=1e-2, atol=1e-6)
@@ -106,7 +81,8 @@ def test_step_is_adamw_on_the_cross_entropy(config, dataset):
         expected = before - config.learning_rate * (update + 0.1 * before)
         np.testing.assert_allclose(after, expected, atol=1e-6)
 
-    jax.tree.map(check, state.params, after.params, gradients, adam.mu, adam.nu)
+    moments = (optax.tree.get(after.opt_state, name) for name in ("mu", "nu"))
+    jax.tree.map(check, state.params, after.params, gradients, *moments)
 
 
 def test_first_step_compiles_once(config, dataset):
@@ -115,7 +91,7 @@ def test_first_step_compiles_once(config, dataset):
 
     def step(state, batch):
         traces.append(None)
-        return train.train_step(state, batch, ("mel",))
+        return train.train_step(state, batch, ("mel",), config)
 
     compiled = parallel.data_parallel(step, donate=True)
     state = train.create_train_state(config, model)
@@ -127,67 +103,51 @@ def test_first_step_compiles_once(config, dataset):
 def test_steps_that_follow_do_not_disturb_a_save(config, dataset, tmp_path):
     """Saves run in the background while the state's memory is given to the next steps."""
     model = train.make_model(config, 8)
-    step = parallel.data_parallel(lambda s, b: train.train_step(s, b, ("mel",)), donate=True)
+    step = parallel.data_parallel(
+        lambda s, b: train.train_step(s, b, ("mel",), config), donate=True
+    )
     batch = dataset.splits["train"].gather(np.arange(8))
     state, _ = step(train.create_train_state(config, model), batch)
     saved = jax.tree.map(np.array, (state.params, state.opt_state))
-    with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save_last(1, state)
+    with Checkpoints(tmp_path, writing=True) as checkpoints:
+        checkpoints.save_last(state, {"step": 1})
         for _ in range(5):
             state, _ = step(state, batch)
     with Checkpoints(tmp_path) as checkpoints:
-        restored = checkpoints.restore_last(train.create_train_state(config, model))
+        restored, _ = checkpoints.restore_last(train.create_train_state(config, model))
     jax.tree.map(np.testing.assert_array_equal, (restored.params, restored.opt_state), saved)
     assert state.step == 6 and restored.step == 1
 
 
-_RUN_ON_DEVICES = """
-import json, sys
-from pathlib import Path
-from ml_collections import ConfigDict
-from mgc_jax import parallel, train
-from mgc_jax.evaluate import predict_split
-from mgc_jax.input_pipeline import open_dataset
-import jax
-config, workdir = ConfigDict(json.loads(sys.argv[1])), Path(sys.argv[2])
-workdir.mkdir()
-train.train(config, workdir, open_dataset(config, ("mel",)))
-print(jax.device_count())
-"""
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
 
 
-@pytest.mark.parametrize("devices", [8])
-def test_same_on_eight_devices(config, tmp_path, devices):
-    """Batch norm and gradients are shared: losses agree to rounding, which Adam amplifies."""
-    losses = {}
-    for count in (1, devices):
-        environment = os.environ | {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
-            "TF_CPP_MIN_LOG_LEVEL": "2",
-        }
-        workdir = tmp_path / str(count)
-        arguments = [sys.executable, "-c", _RUN_ON_DEVICES, config.to_json(), str(workdir)]
-        done = subprocess.run(arguments, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.strip() == str(count)
-        losses[count] = [
-            [line["loss"] for line in read_log(workdir, kind)] for kind in ("train", "validation")
-        ]
-    np.testing.assert_allclose(losses[1], losses[devices], rtol=1e-3)
-
-
-def test_batch_must_divide(monkeypatch):
-    monkeypatch.setattr(jax, "device_count", lambda: 8)
-    parallel.check_batch_size(32)
-    with pytest.raises(InputError, match="batch_size=20 does not divide by 8 devices: use 16"):
-        parallel.check_batch_size(20)
-    with pytest.raises(InputError, match="use 8$"):
-        parallel.check_batch_size(3)
-
-
-def test_not_finite_loss_stops_and_keeps_the_checkpoint(config, tmp_path):
-    config.learning_rate = float("nan")
-    with pytest.raises(InputError, match="the loss of epoch 1 is nan.*config.learning_rate"):
-        train.train(config, tmp_path, open_dataset(config, ("mel",)))
-    with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.epochs_done == 0
+@pytest.mark.parametrize("live", [True, False])
+def test_progress_line(monkeypatch, caplog, live):
+    stream = Terminal() if live else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    clock = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(cli.log, "propagate", True)
+    caplog.set_level("INFO", "mgc_jax")
+    line = ProgressLine(epochs=2, steps_per_epoch=100, batch_size=8)
+    line.start_epoch(0)
+    for step in range(1, 62):  # a second a step, a quarter of it waiting
+        clock[0] += 1
+        line.waited(0.25)
+        line.update(step, loss=1.5, top1=0.25)
+    line.clear()
+    said = stream.getvalue() if live else "".join(f"{m}\n" for m in caplog.messages)
+    assert said.count("step ") == (60 if live else 2)
+    last = (
+        "step 61/200  epoch 1/2  loss 1.500  top-1 0.250  8 clips/s  25% waiting for data  2 min 19"
+    )
+    assert (last if live else last.replace("61", "60").replace("19", "20")) in said
+    assert ("\r" in said) == live and ("\n" in said) != live
+    if live:
+        assert said.endswith("\r\x1b[K")

@@ -8,9 +8,7 @@ import csv
 import math
 import multiprocessing
 import os
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ import soundfile
 
 from mgc_jax import cli
 from mgc_jax.datasets.synth import GENRES, SAMPLE_RATE, synthesize_track
+from mgc_jax.files import replacing
 
 _Row = tuple[int, str, str, int]  # track id, genre, split, own seed
 
@@ -85,30 +84,18 @@ def _draw_rows(tracks: int, seed: int) -> list[_Row]:
     return sorted(rows)
 
 
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary name that becomes `path` once all is written, so no file is ever half there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def _write_track(job: tuple[Path, int, str, str, int]) -> None:
     folder, track_id, genre, _, seed = job
     path = folder / f"{track_id // 1000:03d}" / f"{track_id:06d}.mp3"
     if not path.exists():
         coding = {"format": "MP3", "bitrate_mode": "VARIABLE", "compression_level": 0.85}
-        with _replacing(path) as part:
+        with replacing(path) as part:
             soundfile.write(part, synthesize_track(genre, seed), SAMPLE_RATE, **coding)
 
 
 def _write_table(path: Path, rows: list[_Row]) -> None:
     columns = [(group, name) for group, names in _COLUMNS.items() for name in names.split()]
-    with _replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+    with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         for level in (0, 1):
             writer.writerow(["", *(column[level] for column in columns)])

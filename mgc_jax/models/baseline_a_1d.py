@@ -54,9 +54,13 @@ class BaselineA1D(nn.Module):
     num_classes: int = 8
     dtype: jnp.dtype = jnp.float32
     axis_name: str | None = None
+    dropout: float = 0.0  # after each dense layer but the last
 
     @nn.compact
     def __call__(self, waveform, train: bool):
         """`waveform` `[batch, samples] float32` in [-1, 1] to logits `[batch, classes] float32`."""
         x = WaveformTrunk(self.dtype, self.axis_name, name="trunk")(waveform, train).mean(axis=1)
-        return DenseHead((150, 150), self.num_classes, self.dtype, name="head")(x)
+        head = DenseHead(
+            (150, 150), self.num_classes, self.dtype, self.dropout, self.axis_name, name="head"
+        )
+        return head(x, train)

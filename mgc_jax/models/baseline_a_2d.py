@@ -31,6 +31,7 @@ class BaselineA2D(nn.Module):
     num_classes: int = 8
     dtype: jnp.dtype = jnp.float32
     axis_name: str | None = None
+    dropout: float = 0.0  # after each dense layer but the last
 
     @nn.compact
     def __call__(self, mel, train: bool):
@@ -44,4 +45,8 @@ class BaselineA2D(nn.Module):
             x = nn.relu(norm(name=f"norm{i}")(x))
             if i < 2:
                 x = max_pool_time(x, 2)
-        return DenseHead((300, 150), self.num_classes, self.dtype, name="head")(pool_mean_max(x))
+        x = pool_mean_max(x)
+        head = DenseHead(
+            (300, 150), self.num_classes, self.dtype, self.dropout, self.axis_name, name="head"
+        )
+        return head(x, train)

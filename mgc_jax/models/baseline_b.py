@@ -28,6 +28,7 @@ class BaselineB(nn.Module):
     num_classes: int = 8
     dtype: jnp.dtype = jnp.float32
     axis_name: str | None = None
+    dropout: float = 0.0  # after each dense layer but the last
 
     @nn.compact
     def __call__(self, mel, train: bool):
@@ -40,4 +41,7 @@ class BaselineB(nn.Module):
         c = nn.relu(norm(name="norm1")(conv(name="conv1")(pad_time(a, 2))))
         c = norm(name="norm2")(conv(name="conv2")(pad_time(c, 1)))
         x = pool_mean_max(nn.relu(a + c))
-        return DenseHead((300, 150), self.num_classes, self.dtype, name="head")(x)
+        head = DenseHead(
+            (300, 150), self.num_classes, self.dtype, self.dropout, self.axis_name, name="head"
+        )
+        return head(x, train)

@@ -111,8 +111,30 @@ class StemConv(nn.Module):
         return y.reshape(*x.shape[:-1], self.features)
 
 
+class Dropout(nn.Module):
+    """Zeroes a share `rate` of the values and scales up the rest: `[batch, ...]` to the same.
+
+    Each clip's mask comes from the key `dropout` and the clip's place in the global batch, so that
+    the number of devices does not change it.
+    """
+
+    rate: float
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x):
+        key = self.make_rng("dropout")
+        first = 0 if self.axis_name is None else lax.axis_index(self.axis_name) * len(x)
+
+        def keep(place):
+            clip_key = jax.random.fold_in(key, place)
+            return jax.random.bernoulli(clip_key, 1 - self.rate, x.shape[1:])
+
+        return jnp.where(jax.vmap(keep)(first + jnp.arange(len(x))), x / (1 - self.rate), 0)
+
+
 class DenseHead(nn.Module):
-    """Dense layers with ReLU between them, ending in logits.
+    """Dense layers with ReLU (and dropout) between them, ending in logits.
 
     Input `[batch, channels]`, output `[batch, num_classes] float32`.
     """
@@ -120,11 +142,15 @@ class DenseHead(nn.Module):
     hidden: Sequence[int]
     num_classes: int
     dtype: jnp.dtype = jnp.float32
+    dropout: float = 0.0
+    axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, train: bool):
         for i, width in enumerate(self.hidden):
             x = nn.relu(nn.Dense(width, dtype=self.dtype, name=f"dense{i}")(x))
+            if train and self.dropout:
+                x = Dropout(self.dropout, self.axis_name, name=f"dropout{i}")(x)
         return nn.Dense(self.num_classes, dtype=self.dtype, name="classifier")(x).astype(
             jnp.float32
         )

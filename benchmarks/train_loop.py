@@ -1,0 +1,114 @@
+"""Times the training loop against the bare compiled step that it repeats.
+
+    python benchmarks/train_loop.py
+    python benchmarks/train_loop.py --batch=64 --steps=1000
+
+The loop is the package's own, with logs and metrics, over a batch that is always there; the bare
+step gets the same batch from the host, one after another without a look at what comes out. They
+take turns. Run it on an idle machine; choose --batch so that a step takes about 10 ms.
+
+Prints one JSON object:
+
+step_ms          a bare step, the median of the repetitions
+overhead         seconds of an epoch in the loop / seconds of as many bare steps - 1, the median
+                 over the pairs of repetitions
+overheads        of each pair
+"""
+
+import itertools
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+# Runs from a clone, whether or not the package is installed.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import jax
+import numpy as np
+from absl import flags
+
+from configs import default
+from mgc_jax import cli, loop, parallel, train
+from mgc_jax.features import ClipSettings
+from mgc_jax.input_pipeline import ClipDataset
+
+_BATCH = flags.DEFINE_integer("batch", 4, "Clips a step.", 1)
+_STEPS = flags.DEFINE_integer("steps", 500, "Steps a repetition.", 10)
+_REPETITIONS = flags.DEFINE_integer("repetitions", 5, "Pairs to take the median of.", 1)
+_MODEL = flags.DEFINE_string("model", "baseline_a_2d", "Network, one on log-mels.")
+
+
+class SameBatch:
+    """A split that has the same batch ready at every step, as the loop sees a `Split`."""
+
+    def __init__(self, batch: dict[str, np.ndarray], steps: int):
+        self._batch, self._steps = batch, steps
+        names = ("label", "track_id", "clip")
+        self.labels = {name: batch["label"].astype(np.int64) for name in names}
+
+    def __len__(self) -> int:
+        return len(self._batch["label"])
+
+    def steps_per_epoch(self, batch_size: int) -> int:
+        return self._steps
+
+    def train_batches(self, batch_size: int, seed: int, first_step: int):
+        return (dict(self._batch) for _ in itertools.count())
+
+    def eval_batches(self, batch_size: int):
+        yield dict(self._batch)
+
+
+def main(argv: list[str]) -> None:
+    cli.reject_arguments(argv)
+    cli.log.setLevel("WARNING")
+    config = default.get_config()
+    # The first epoch compiles.
+    config.update(model=_MODEL.value, batch_size=_BATCH.value, num_epochs=2)
+    rng = np.random.default_rng(0)
+    shape = (_BATCH.value, *ClipSettings.from_config(config).shape("mel"))
+    batch = {
+        "mel": rng.integers(0, 256, shape, np.uint8),
+        "label": rng.integers(0, 8, _BATCH.value).astype(np.int32),
+    }
+    model = train.make_model(config, 8)
+    state = train.create_train_state(config, model)
+    step = parallel.data_parallel(
+        lambda s, b: train.train_step(s, b, model.features, config), donate=True
+    )
+    state, _ = step(state, batch)
+    bare, looped = [], []
+    for _ in range(_REPETITIONS.value):
+        looped.append(_time_loop(config, batch))
+        start = time.perf_counter()
+        for _ in range(_STEPS.value):
+            state, _ = step(state, batch)
+        jax.block_until_ready(state)
+        bare.append(time.perf_counter() - start)
+    overheads = [a / b - 1 for a, b in zip(looped, bare, strict=True)]
+    result = {
+        "step_ms": 1000 * statistics.median(bare) / _STEPS.value,
+        "overhead": statistics.median(overheads),
+        "overheads": overheads,
+        "steps": _STEPS.value,
+        "devices": parallel.describe_devices(),
+    }
+    print(json.dumps(result, indent=2))
+
+
+def _time_loop(config, batch: dict[str, np.ndarray]) -> float:
+    """Seconds of the second epoch of a run, without its validation."""
+    split = SameBatch(batch, _STEPS.value)
+    splits = {"train": split, "validation": split}
+    dataset = ClipDataset(Path(), [str(i) for i in range(8)], splits, {})
+    with tempfile.TemporaryDirectory() as workdir:
+        loop.train(config, Path(workdir), dataset)
+        lines = map(json.loads, (Path(workdir) / "metrics.jsonl").read_text().splitlines())
+        return [line["seconds"] for line in lines if line["kind"] == "train"][-1]
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

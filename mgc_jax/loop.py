@@ -1,0 +1,290 @@
+"""The training loop: steps and epochs, validation, saving, and going on where a run stopped."""
+
+import dataclasses
+import json
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from mgc_jax import cli, parallel
+from mgc_jax.checkpoints import Checkpoints
+from mgc_jax.errors import InputError, Interrupted
+from mgc_jax.evaluate import predict_split
+from mgc_jax.files import write_text
+from mgc_jax.metrics import classification_metrics
+from mgc_jax.optimizer import learning_rate_schedule, learning_rates
+from mgc_jax.pretrained import load_weights
+from mgc_jax.run_log import ProgressLine, RunLog, announce_epoch
+from mgc_jax.train import (
+    class_weights,
+    compile_predict_step,
+    create_train_state,
+    make_model,
+    train_step,
+)
+
+if TYPE_CHECKING:
+    from mgc_jax.input_pipeline import ClipDataset
+
+# Requests to the loop; with several processes the highest of any counts.
+_GO_ON, _SAVE, _STOP = range(3)
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where a run is: what is saved beside the state, as JSON, so that its logs go on exactly.
+
+    Attributes:
+        step: steps done.
+        epoch: epochs done, with their validation.
+        best_epoch, best_loss: of the lowest validation loss.
+        skipped: steps passed over because they were not finite.
+        loss, top1, counted, seconds: sums over the epoch under way, and the steps in them.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    best_epoch: int = 0
+    best_loss: float = float("inf")
+    skipped: int = 0
+    loss: float = 0.0
+    top1: float = 0.0
+    counted: int = 0
+    seconds: float = 0.0
+
+
+def is_finished(config: ConfigDict, progress: Progress) -> bool:
+    """Whether a run has all its epochs, or stopped improving."""
+    waited, patience = progress.epoch - progress.best_epoch, config.early_stopping_epochs
+    return progress.epoch >= config.num_epochs or 0 < patience <= waited
+
+
+def load_progress(workdir: Path) -> Progress:
+    """Where the run of a workdir is, as process 0 sees it."""
+    found = None
+    if parallel.is_main():
+        with Checkpoints(workdir) as checkpoints:
+            found = checkpoints.progress()
+    return Progress(**json.loads(parallel.share_text(json.dumps(found or {}))))
+
+
+def train(config: ConfigDict, workdir: Path, dataset: "ClipDataset") -> Progress:
+    """Trains or goes on training, up to `config.num_epochs`.
+
+    `checkpoints/last` is what a restart goes on from, saved every `checkpoint_every_minutes` and
+    after each epoch; `checkpoints/best` is the epoch with the lowest validation loss.
+
+    Args:
+        config: as in `configs/default.py`.
+        workdir: where checkpoints and logs go.
+        dataset: with the splits `train` and `validation`.
+
+    Returns:
+        Where the run is, now that it is finished.
+
+    Raises:
+        InputError: a batch is larger than the split, or the loss is no finite number.
+        Interrupted: SIGTERM or SIGINT came; all steps so far are saved.
+    """
+    with (
+        Checkpoints(workdir, writing=parallel.is_main()) as checkpoints,
+        cli.stop_requests() as stop_requested,
+    ):
+        training = _Training(config, workdir, dataset, checkpoints, stop_requested)
+        training.run()
+        return training.progress
+
+
+class _Training:
+    """One start of a run: what its loop shares."""
+
+    def __init__(self, config, workdir, dataset, checkpoints, stop_requested):
+        self.config, self.workdir, self.dataset = config, workdir, dataset
+        self.checkpoints, self.stop_requested = checkpoints, stop_requested
+        self.split = dataset.splits["train"]
+        self.steps = self.split.steps_per_epoch(config.batch_size)
+        self.model = make_model(config, len(dataset.genres))
+        self.state = create_train_state(config, self.model, self.steps)
+        self.progress = Progress()
+        self.restore()
+        schedule = learning_rate_schedule(config, self.steps)
+        self.rates = learning_rates(schedule, self.steps * config.num_epochs)
+        self.saved_at = time.monotonic()
+
+    def restore(self) -> None:
+        """Starts from `last`, from `config.init_from`, or afresh: process 0's state for all."""
+        state, progress = self.state, self.progress
+        if parallel.is_main():
+            if restored := self.checkpoints.restore_last(state):
+                state, progress = restored[0], Progress(**restored[1])
+                cli.log.info(
+                    "resuming after step %d, %d of %d epochs done",
+                    *(progress.step, progress.epoch, self.config.num_epochs),
+                )
+            elif self.config.init_from:
+                variables = load_weights(self.config.init_from, self.config.model, state.variables)
+                average = jax.tree.map(jnp.copy, variables) if state.average else {}
+                state = state.replace(average=average, **variables)
+        self.state = parallel.replicate(parallel.share_arrays(state))
+        text = parallel.share_text(json.dumps(dataclasses.asdict(progress)))
+        self.progress = Progress(**json.loads(text))
+
+    def run(self) -> None:
+        config, progress = self.config, self.progress
+        labels, classes = self.split.labels["label"], len(self.dataset.genres)
+        weights = class_weights(labels, classes) if config.balance_classes else None
+
+        def step(state, batch):
+            request = jax.lax.pmax(batch["request"].max(), parallel.AXIS)
+            state, metrics = train_step(state, batch, self.model.features, config, weights)
+            return state, metrics | {"request": request}
+
+        self.step_fn = parallel.data_parallel(step, donate=True)
+        predict_fn = compile_predict_step(self.model)
+        batches = self.split.train_batches(config.batch_size, config.seed, progress.step)
+        if config.profile and parallel.is_main():
+            batches = _profiled(batches, self.workdir / "profile")
+        self.line = ProgressLine(config.num_epochs, self.steps, config.batch_size)
+        with RunLog(self.workdir, progress.step, progress.epoch) as self.log:
+            while not is_finished(config, progress):
+                self.train_epoch(batches)
+                self.validate(predict_fn)
+
+    def train_epoch(self, batches: Iterator[dict[str, np.ndarray]]) -> None:
+        """What is left of an epoch. Metrics are fetched some steps late, so that no step waits."""
+        progress, end = self.progress, (self.progress.epoch + 1) * self.steps
+        self.request = _GO_ON
+        self.clock = time.perf_counter()
+        self.line.start_epoch(progress.step)
+        pending = deque()
+        for _ in range(end - progress.step):
+            start = time.perf_counter()
+            batch = next(batches)
+            self.line.waited(time.perf_counter() - start)
+            batch["request"] = np.full(len(batch["label"]), self.local_request(), np.int32)
+            self.state, metrics = self.step_fn(self.state, batch)
+            pending.append(metrics)
+            if len(pending) > parallel.STEPS_IN_FLIGHT:
+                self.account(pending.popleft())
+            if self.request != _GO_ON:
+                while pending:
+                    self.account(pending.popleft())
+                if progress.step < end:  # else the validation is next
+                    self.save()
+                    if self.request == _STOP:
+                        self.stop()
+                    self.request = _GO_ON
+        while pending:
+            self.account(pending.popleft())
+        self.line.clear()
+
+    def local_request(self) -> int:
+        """What this process wants of the loop."""
+        if self.stop_requested():
+            return _STOP
+        due = time.monotonic() - self.saved_at >= 60 * self.config.checkpoint_every_minutes
+        return _SAVE if due else _GO_ON
+
+    def account(self, metrics: Mapping[str, jax.Array]) -> None:
+        """Adds a step's metrics to the epoch's, and logs them."""
+        progress = self.progress
+        metrics = {name: value.item() for name, value in jax.device_get(metrics).items()}
+        self.request = max(self.request, metrics.pop("request"))
+        metrics["learning_rate"] = self.rates[progress.step - progress.skipped].item()
+        finite = np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])
+        if not finite and not self.config.skip_nonfinite:
+            self.fail(metrics)
+        progress.step += 1
+        if finite:
+            progress.loss += metrics["loss"]
+            progress.top1 += metrics["top1"]
+            progress.counted += 1
+            self.line.update(
+                progress.step, progress.loss / progress.counted, progress.top1 / progress.counted
+            )
+        else:
+            progress.skipped += 1
+            metrics |= {"loss": None, "top1": None, "grad_norm": None}
+        now = time.perf_counter()
+        progress.seconds += now - self.clock
+        self.clock = now
+        self.log.write("step", progress.epoch + 1, progress.step, **metrics)
+
+    def fail(self, metrics: Mapping[str, float]) -> None:
+        """Stops at a step that is not finite, before anything of it is saved."""
+        step = self.progress.step
+        rows = self.split.train_rows(step, self.config.batch_size, self.config.seed)
+        tracks = np.unique(self.split.labels["track_id"][rows]).tolist()
+        path = self.workdir / "nonfinite.json"
+        if parallel.is_main():
+            write_text(path, json.dumps({"step": step + 1, **metrics, "track_ids": tracks}))
+        raise InputError(
+            f"step {step + 1}: the loss is {metrics['loss']} and the gradient's norm "
+            f"{metrics['grad_norm']}, at a learning rate of {metrics['learning_rate']:g}; {path} "
+            f"lists the batch's {len(tracks)} tracks. Lower config.learning_rate, or go on with "
+            "--config.skip_nonfinite=True"
+        )
+
+    def validate(self, predict_fn: Callable) -> None:
+        """Ends an epoch: logs it, validates, and saves."""
+        config, progress = self.config, self.progress
+        epoch, step = progress.epoch + 1, progress.step
+        if not progress.counted:
+            raise InputError(f"no step of epoch {epoch} was finite: lower config.learning_rate")
+        scores = {name: getattr(progress, name) / progress.counted for name in ("loss", "top1")}
+        scores["seconds"] = progress.seconds
+        scores["clips_per_s"] = self.steps * config.batch_size / progress.seconds
+        if config.skip_nonfinite:
+            scores["skipped"] = progress.skipped
+        self.log.write("train", epoch, step, **scores)
+        start = time.perf_counter()
+
+        def predict(variables, batch):
+            if self.stop_requested() and jax.process_count() == 1:  # several would have to agree
+                self.save()
+                self.stop()
+            return predict_fn(variables, batch)
+
+        variables, validation = self.state.evaluated, self.dataset.splits["validation"]
+        predictions = predict_split(predict, variables, validation, config.batch_size)
+        held_out = classification_metrics(predictions, self.dataset.genres)
+        held_out = {name: held_out[name] for name in ("loss", "top1", "f1", "f1_macro")}
+        improved = held_out["loss"] < progress.best_loss
+        if improved:
+            progress.best_epoch, progress.best_loss = epoch, held_out["loss"]
+            self.checkpoints.save_best(variables, {"epoch": epoch, "loss": held_out["loss"]})
+        held_out["seconds"] = time.perf_counter() - start
+        self.log.write("validation", epoch, step, **held_out)
+        progress.epoch = epoch
+        progress.loss = progress.top1 = progress.seconds = 0.0
+        progress.counted = 0
+        self.save()
+        announce_epoch(epoch, config.num_epochs, scores, held_out, improved)
+        if self.request == _STOP:
+            self.stop()
+
+    def save(self) -> None:
+        self.log.flush()
+        self.checkpoints.save_last(self.state, dataclasses.asdict(self.progress))
+        self.saved_at = time.monotonic()
+
+    def stop(self) -> None:
+        self.line.clear()
+        step, total = self.progress.step, self.steps * self.config.num_epochs
+        raise Interrupted(f"stopped after step {step} of {total}, which is saved")
+
+
+def _profiled(batches: Iterator, folder: Path) -> Iterator:
+    """Passes batches on, and writes a JAX profile while the steps 6 to 10 of them run."""
+    yield from islice(batches, 5)
+    with jax.profiler.trace(str(folder)):
+        yield from islice(batches, 5)
+    yield from batches

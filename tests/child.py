@@ -1,0 +1,84 @@
+"""Training in a process of its own, for tests that kill it, or give it devices and companions."""
+
+import json
+import multiprocessing
+import os
+import socket
+from pathlib import Path
+
+# Forked from a process that has imported everything, and has touched no device yet.
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["mgc_jax.loop", "mgc_jax.input_pipeline"])
+
+
+def start(config, workdir, cache, *, devices=1, process=0, processes=1, port=0):
+    """Starts `loop.train`, with fake devices; its output goes to a file beside the workdir."""
+    arguments = (config.to_json(), str(workdir), str(cache), devices, process, processes, port)
+    child = _CONTEXT.Process(target=_train, args=arguments, daemon=True)
+    child.start()
+    return child
+
+
+def start_job(config, workdir, cache, *, processes, devices):
+    """Starts the processes of one job on this machine."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    return [
+        start(
+            config,
+            workdir,
+            cache,
+            devices=devices,
+            process=i,
+            processes=processes,
+            port=port,
+        )
+        for i in range(processes)
+    ]
+
+
+def finish(*children, code=0, workdir=None):
+    """Waits for processes and checks their exit codes."""
+    for child in children:
+        child.join(300)
+    assert [child.exitcode for child in children] == [code] * len(children), said(workdir)
+
+
+def said(workdir) -> str:
+    """What the processes that trained in a workdir printed."""
+    return "".join(path.read_text() for path in sorted(Path(f"{workdir}.said").glob("*")))
+
+
+def log_lines(workdir, kind=None) -> list[dict]:
+    """Lines of metrics.jsonl without times; a half-written last line is left out."""
+    lines = []
+    path = Path(workdir) / "metrics.jsonl"
+    for text in path.read_text().splitlines(keepends=True) if path.exists() else []:
+        if text.endswith("\n"):
+            line = json.loads(text)
+            lines.append({k: v for k, v in line.items() if k not in ("seconds", "clips_per_s")})
+    return [line for line in lines if kind in (None, line["kind"])]
+
+
+def _train(config, workdir, cache, devices, process, processes, port):
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    Path(f"{workdir}.said").mkdir(exist_ok=True)
+    output = os.open(f"{workdir}.said/{process}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    from ml_collections import ConfigDict
+
+    from mgc_jax import cli, loop, models, parallel
+    from mgc_jax.input_pipeline import open_dataset
+
+    cli.set_up_logging()
+    if processes > 1:
+        os.environ["JAX_COORDINATOR_ADDRESS"] = f"localhost:{port}"
+        os.environ |= {"JAX_NUM_PROCESSES": str(processes), "JAX_PROCESS_ID": str(process)}
+        parallel.join_hosts()
+    parallel.use_compilation_cache(cache)
+    config = ConfigDict(json.loads(config))
+    Path(workdir).mkdir(exist_ok=True)
+    with cli.exit_codes():
+        loop.train(config, Path(workdir), open_dataset(config, models.features_of(config.model)))
