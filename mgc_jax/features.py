@@ -98,15 +98,16 @@ class LogMel:
         return np.maximum(db, -s.top_db).astype(np.float32)
 
 
-def mel_filterbank(sample_rate: int, n_fft: int, n_mels: int) -> np.ndarray:
-    """Triangular filters on Slaney's mel scale (linear to 1 kHz, then logarithmic), each of unit
-    area.
+def mel_edges(sample_rate: int, n_mels: int) -> np.ndarray:
+    """Where filters begin, peak and end, equally far apart on Slaney's mel scale (linear to 1 kHz,
+    then logarithmic).
 
     Source: M. Slaney, "Auditory Toolbox", Interval Research Technical Report 1998-010; the defaults
     of `librosa.filters.mel`.
 
     Returns:
-        `[mels, 1 + n_fft // 2] float32`, from 0 Hz to half the sample rate.
+        `[mels + 2] float64`, from 0 Hz to half the sample rate; filter m reaches from edge m over
+        its peak at edge m + 1 to edge m + 2.
     """
     linear_step = 200.0 / 3  # Hz a mel below 1 kHz
     log_step = np.log(6.4) / 27  # natural logarithm of Hz a mel above it
@@ -115,7 +116,12 @@ def mel_filterbank(sample_rate: int, n_fft: int, n_mels: int) -> np.ndarray:
     if sample_rate / 2 < 1000.0:
         top = sample_rate / 2 / linear_step
     mels = np.linspace(0.0, top, n_mels + 2)
-    edges = np.where(mels < knee, mels * linear_step, 1000.0 * np.exp(log_step * (mels - knee)))
+    return np.where(mels < knee, mels * linear_step, 1000.0 * np.exp(log_step * (mels - knee)))
+
+
+def mel_filterbank(sample_rate: int, n_fft: int, n_mels: int) -> np.ndarray:
+    """Triangular filters of unit area between `mel_edges`: `[mels, 1 + n_fft // 2] float32`."""
+    edges = mel_edges(sample_rate, n_mels)
     ramps = edges[:, None] - np.fft.rfftfreq(n_fft, 1 / sample_rate)[None, :]
     widths = np.diff(edges)[:, None]
     rising = -ramps[:-2] / widths[:-1]

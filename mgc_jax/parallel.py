@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -44,6 +45,19 @@ def replicate(tree: Any) -> Any:
     """Copies a tree to every device, as compiled functions return it (else they compile twice)."""
     mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def positions(size: int) -> jax.Array:
+    """Inside a function over replicas: where its examples are in the global batch, `[size]`."""
+    return jax.lax.axis_index(AXIS) * size + jnp.arange(size)
+
+
+def next_example(array: jax.Array) -> jax.Array:
+    """Inside a function over replicas: for each of `[batch, ...]` the one after it in the global
+    batch, and for the last the first."""
+    replicas = jax.lax.axis_size(AXIS)
+    from_next = [((i + 1) % replicas, i) for i in range(replicas)]
+    return jnp.concatenate([array[1:], jax.lax.ppermute(array[:1], AXIS, from_next)])
 
 
 def check_batch_size(batch_size: int) -> None:

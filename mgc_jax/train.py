@@ -19,6 +19,7 @@ from flax.training import train_state
 from ml_collections import ConfigDict
 
 from mgc_jax import cli, parallel
+from mgc_jax.augment import Augmenter
 from mgc_jax.checkpoints import Checkpoints
 from mgc_jax.errors import InputError
 from mgc_jax.evaluate import predict_split
@@ -113,33 +114,40 @@ def load_run(workdir: str | os.PathLike) -> TrainedRun:
     return TrainedRun(config, genres, settings, model, variables, epoch)
 
 
-def train_step(state: TrainState, batch: Mapping[str, jax.Array], features: tuple[str, ...]):
+def train_step(
+    state: TrainState,
+    batch: Mapping[str, jax.Array],
+    features: tuple[str, ...],
+    augment: Augmenter | None = None,
+):
     """One step of AdamW on one replica's part of the batch.
 
     Args:
         state: equal on all replicas.
         batch: stored features (see `to_network_input`) and `label` `[batch] int32`.
         features: the network's inputs, in order.
+        augment: what happens to inputs and labels first.
 
     Returns:
-        The new state, and `loss` and `top1` over all replicas, float32 scalars.
+        The new state, and `loss` and `top1` over all replicas, float32 scalars; where mixup blended
+        labels, top-1 is against the heavier one.
     """
-    inputs = [to_network_input(name, batch[name]) for name in features]
+    inputs = {name: to_network_input(name, batch[name]) for name in features}
+    inputs, mix = augment(inputs, state.step) if augment else (inputs, lambda labels: labels)
 
     def loss_fn(params):
         logits, updates = state.apply_fn(
             {"params": params, "batch_stats": state.batch_stats},
-            *inputs,
+            *(inputs[name] for name in features),
             train=True,
             mutable=["batch_stats"],
         )
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-        return losses.mean(), (logits, updates["batch_stats"])
+        labels = mix(jax.nn.one_hot(batch["label"], logits.shape[-1]))
+        top1 = (logits.argmax(axis=-1) == labels.argmax(axis=-1)).mean()
+        losses = optax.softmax_cross_entropy(logits, labels)
+        return losses.mean(), (top1, updates["batch_stats"])
 
-    (loss, (logits, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
-        state.params
-    )
-    top1 = (logits.argmax(axis=-1) == batch["label"]).mean()
+    (loss, (top1, batch_stats)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     gradients, metrics = jax.lax.pmean((gradients, {"loss": loss, "top1": top1}), parallel.AXIS)
     return state.apply_gradients(grads=gradients, batch_stats=batch_stats), metrics
 
@@ -184,8 +192,9 @@ def train(config: ConfigDict, workdir: Path, dataset: "ClipDataset") -> None:
         elif config.init_from:
             variables = load_weights(config.init_from, config.model, state.variables)
             state = parallel.replicate(state.replace(**variables))
+        augment = Augmenter(config)
         step_fn = parallel.data_parallel(
-            lambda state, batch: train_step(state, batch, model.features), donate=True
+            lambda state, batch: train_step(state, batch, model.features, augment), donate=True
         )
         predict_fn = compile_predict_step(model)
         best_loss = checkpoints.best["loss"] if checkpoints.best else np.inf
