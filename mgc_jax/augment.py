@@ -8,7 +8,7 @@ not in the compiled step at all.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -18,12 +18,14 @@ from ml_collections import ConfigDict
 
 from mgc_jax import parallel
 from mgc_jax.errors import InputError
-from mgc_jax.features import ClipSettings, mel_edges, mel_filterbank
+from mgc_jax.features import ClipSettings, mel_edges, mel_filterbank, mel_to_db
 
 # How far the phase of a bin is from the next one's in music seen through a Hann window, to add
 # noise with the right spread: a steady tone would have pi, bins without relation pi / 2.
 _PHASE_STEP = 2 * math.pi / 3
 
+# Sets these keys apart from others that are made of the seed and the step, which is never so large.
+_STREAM = 2**32 - 1
 _KEYS = ("stretch", "rate", "shift", "gain", "noise", "snr", "samples", "frames", "bands", "mix")
 
 
@@ -62,35 +64,39 @@ class Augmenter:
         self._clips = ClipSettings.from_config(config)
         _check(config.augment, self._clips)
 
-    def __call__(
-        self, inputs: Mapping[str, jax.Array], step: jax.Array
-    ) -> tuple[dict[str, jax.Array], Callable[[jax.Array], jax.Array]]:
-        """Augments one replica's part of the batch.
+    def __call__(self, batch: Mapping[str, jax.Array], step: jax.Array) -> dict[str, jax.Array]:
+        """Augments one replica's part of a batch.
 
         Mixup (Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018) blends each
         clip with the next one in the global batch, which the shuffle has made a random one.
 
         Args:
-            inputs: `mel` `[batch, frames, mels]` and/or `waveform` `[batch, samples]`, float32.
+            batch: `mel` `[batch, frames, mels]` and/or `waveform` `[batch, samples]`, float32 as
+                the network takes them; `label` `[batch] int32`.
             step: of the training, int32 scalar.
 
         Returns:
-            The same, augmented; and a function that blends any `[batch, ...] float32`, such as
-            one-hot labels, as mixup blended the inputs.
+            The same, augmented; with mixup also `share` `[batch] float32` of each clip in its
+            blend, and `other_label` `[batch] int32` of the rest: see `soft_labels`.
         """
-        size = len(next(iter(inputs.values())))
-        key = jax.random.fold_in(jax.random.key(self._seed), step)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, parallel.positions(size))
-        draws = jax.vmap(self.draw)(keys)
-        inputs = {name: jax.vmap(getattr(self, name))(draws, x) for name, x in inputs.items()}
+        key = jax.random.fold_in(jax.random.key(self._seed), _STREAM)
+        key = jax.random.fold_in(key, step)
+        positions = parallel.positions(len(batch["label"]))
+        draws = jax.vmap(self.draw)(jax.vmap(jax.random.fold_in, (None, 0))(key, positions))
+        apply = {"mel": self.mel, "waveform": self.waveform}
+        inputs = {
+            name: jax.vmap(apply[name])(draws, batch[name]) for name in apply if name in batch
+        }
         if not self._config.mixup_alpha:
-            return inputs, lambda array: array
+            return {**batch, **inputs}
+        others = parallel.next_example({**batch, **inputs})
 
-        def mix(array):
-            share = draws.mix.reshape(-1, *[1] * (array.ndim - 1))
-            return share * array + (1 - share) * parallel.next_example(array)
+        def blend(x, other):
+            share = draws.mix.reshape(-1, *[1] * (x.ndim - 1))
+            return share * x + (1 - share) * other
 
-        return jax.tree.map(mix, inputs), mix
+        inputs = {name: blend(x, others[name]) for name, x in inputs.items()}
+        return {**batch, **inputs, "share": draws.mix, "other_label": others["label"]}
 
     def draw(self, key: jax.Array) -> Draw:
         """Draws for one clip from its key, using no key twice."""
@@ -137,11 +143,52 @@ class Augmenter:
         if c.stretch_probability:
             x = jnp.where(draw.rate == 1, x, stretch_mel(x, draw.rate, s.top_db))
         if c.noise_probability:
-            noisy = add_noise_to_mel(x, draw.noise * draw.noise_level, s)
+            noisy = add_noise_to_mel(x, draw.noise, draw.noise_level, s)
             x = jnp.where(draw.noise_level > 0, noisy, x)
         if c.time_masks or c.mel_masks:
             x = jnp.where(draw.masked, x.mean(), x)
         return x
+
+
+def augmented_forms(
+    config: ConfigDict, feature: str, x: np.ndarray
+) -> list[tuple[str, np.ndarray]]:
+    """A clip under each augmentation that a config has on, alone and at its strongest, to look at.
+
+    Args:
+        config: as in `configs/default.py`.
+        feature: `mel` or `waveform`.
+        x: `[frames, mels]` or `[samples]`, float32 as the network takes it.
+
+    Returns:
+        Names, and arrays of the same shape.
+    """
+    c, augmenter = config.augment, Augmenter(config)
+    draw = augmenter.draw(jax.random.key(config.seed))
+    plain = Draw(1.0, 0, 1.0, draw.noise, 0.0, jnp.zeros_like(draw.masked), 1.0)
+    forms = {}
+    if c.noise_probability:
+        level = _from_db(-c.noise_min_snr_db)
+        forms[f"white noise, SNR {c.noise_min_snr_db:g} dB"] = plain._replace(noise_level=level)
+    if c.stretch_probability:
+        for rate in (c.stretch_max_rate, 1 / c.stretch_max_rate):
+            forms[f"time-stretched, rate {rate:.3g}"] = plain._replace(rate=rate)
+    if feature == "waveform" and c.gain_db:
+        forms[f"gain {c.gain_db:g} dB"] = plain._replace(gain=_from_db(c.gain_db))
+    if feature == "mel" and (c.time_masks or c.mel_masks):
+        forms["masks"] = plain._replace(masked=draw.masked)
+    apply = jax.jit(getattr(augmenter, feature))
+    return [(name, np.asarray(apply(form, x))) for name, form in forms.items()]
+
+
+def soft_labels(batch: Mapping[str, jax.Array], classes: int) -> jax.Array:
+    """The labels of a batch, blended as `Augmenter` blended its inputs: `[batch, classes]
+    float32`."""
+    labels = jax.nn.one_hot(batch["label"], classes)
+    if "share" not in batch:
+        return labels
+    share = batch["share"][:, None]
+    return share * labels + (1 - share) * jax.nn.one_hot(batch["other_label"], classes)
 
 
 def add_noise_to_mel(
@@ -272,7 +319,7 @@ def _mask(key: jax.Array, count: int, longest: int, size: int) -> jax.Array:
 
 def _to_power(x: jax.Array, top_db: float) -> jax.Array:
     """From [-1, 1], linear in dB, to power; 1 is the clip's maximum."""
-    return _from_db((x - 1) * (top_db / 2)) ** 2
+    return _from_db(mel_to_db(x, top_db)) ** 2
 
 
 def _from_power(power: jax.Array, top_db: float) -> jax.Array:

@@ -135,11 +135,6 @@ def encode_mel(db: np.ndarray, top_db: float) -> np.ndarray:
     return np.round((db + top_db) * (255 / top_db)).astype(np.uint8)
 
 
-def decode_mel(stored: np.ndarray, top_db: float) -> np.ndarray:
-    """Undoes `encode_mel`, at most `top_db / 510` dB off: `[...] uint8` to `[...] float32`, dB."""
-    return stored.astype(np.float32) * np.float32(top_db / 255) - np.float32(top_db)
-
-
 def encode_waveform(waveform: np.ndarray) -> np.ndarray:
     """Samples to their storage form, clipping overshoot: `[...] float32` to `[...] int16`."""
     return np.clip(np.round(waveform * 32768.0), -32768, 32767).astype(np.int16)
@@ -158,3 +153,9 @@ def to_network_input(feature: str, stored):
     if feature == "mel":
         return stored.astype("float32") / 255 * 2 - 1
     return stored.astype("float32") / 32768
+
+
+def mel_to_db(x, top_db: float):
+    """Undoes `to_network_input` of a mel: `[...] float32` in [-1, 1] to dB in [-top_db, 0], at most
+    `top_db / 510` off what was stored."""
+    return (x - 1) * (top_db / 2)

@@ -52,12 +52,13 @@ def positions(size: int) -> jax.Array:
     return jax.lax.axis_index(AXIS) * size + jnp.arange(size)
 
 
-def next_example(array: jax.Array) -> jax.Array:
-    """Inside a function over replicas: for each of `[batch, ...]` the one after it in the global
-    batch, and for the last the first."""
+def next_example(batch: Any) -> Any:
+    """Inside a function over replicas: a tree of `[batch, ...]`, each example replaced by the one
+    after it in the global batch, and the last by the first."""
     replicas = jax.lax.axis_size(AXIS)
     from_next = [((i + 1) % replicas, i) for i in range(replicas)]
-    return jnp.concatenate([array[1:], jax.lax.ppermute(array[:1], AXIS, from_next)])
+    first = jax.lax.ppermute(jax.tree.map(lambda x: x[:1], batch), AXIS, from_next)
+    return jax.tree.map(lambda x, new: jnp.concatenate([x[1:], new]), batch, first)
 
 
 def check_batch_size(batch_size: int) -> None:

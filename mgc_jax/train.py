@@ -19,7 +19,7 @@ from flax.training import train_state
 from ml_collections import ConfigDict
 
 from mgc_jax import cli, parallel
-from mgc_jax.augment import Augmenter
+from mgc_jax.augment import Augmenter, soft_labels
 from mgc_jax.checkpoints import Checkpoints
 from mgc_jax.errors import InputError
 from mgc_jax.evaluate import predict_split
@@ -126,23 +126,25 @@ def train_step(
         state: equal on all replicas.
         batch: stored features (see `to_network_input`) and `label` `[batch] int32`.
         features: the network's inputs, in order.
-        augment: what happens to inputs and labels first.
+        augment: changes the batch first.
 
     Returns:
         The new state, and `loss` and `top1` over all replicas, float32 scalars; where mixup blended
         labels, top-1 is against the heavier one.
     """
     inputs = {name: to_network_input(name, batch[name]) for name in features}
-    inputs, mix = augment(inputs, state.step) if augment else (inputs, lambda labels: labels)
+    batch = {**inputs, "label": batch["label"]}
+    if augment:
+        batch = augment(batch, state.step)
 
     def loss_fn(params):
         logits, updates = state.apply_fn(
             {"params": params, "batch_stats": state.batch_stats},
-            *(inputs[name] for name in features),
+            *(batch[name] for name in features),
             train=True,
             mutable=["batch_stats"],
         )
-        labels = mix(jax.nn.one_hot(batch["label"], logits.shape[-1]))
+        labels = soft_labels(batch, logits.shape[-1])
         top1 = (logits.argmax(axis=-1) == labels.argmax(axis=-1)).mean()
         losses = optax.softmax_cross_entropy(logits, labels)
         return losses.mean(), (top1, updates["batch_stats"])
