@@ -49,7 +49,7 @@ def get_config() -> ConfigDict:
     # Share of the clips that get white noise.
     config.augment.noise_probability = 0.0
     # Lowest and highest signal-to-noise ratio drawn, in dB over the whole clip.
-    config.augment.noise_min_snr_db = 10.0
+    config.augment.noise_min_snr_db = 15.0
     config.augment.noise_max_snr_db = 40.0
     # Share of the clips that are stretched in time, at the same pitch.
     config.augment.stretch_probability = 0.0
