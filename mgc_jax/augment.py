@@ -109,11 +109,13 @@ class Augmenter:
         frames = _mask(keys["frames"], c.time_masks, c.time_mask_frames, s.frames)
         bands = _mask(keys["bands"], c.mel_masks, c.mel_mask_bands, s.n_mels)
         alpha = c.mixup_alpha or 1.0
+        noise = jax.random.normal(keys["samples"], (s.clip_samples,))
         return Draw(
             rate=jnp.where(chosen(keys["stretch"], c.stretch_probability), jnp.exp(log_rate), 1.0),
             shift=jax.random.randint(keys["shift"], (), -shift, shift + 1),
             gain=_from_db(c.gain_db * uniform(keys["gain"], minval=-1)),
-            noise=jax.random.normal(keys["samples"], (s.clip_samples,)),
+            # A second reader besides: else XLA draws it anew in every overlapping frame.
+            noise=noise / jnp.sqrt(jnp.mean(noise**2)),
             noise_level=_from_db(-snr_db) * chosen(keys["noise"], c.noise_probability),
             masked=frames[:, None] | bands,
             mix=jax.random.beta(keys["mix"], alpha, alpha),
@@ -215,8 +217,8 @@ def add_noise_to_mel(
     turn = np.exp(1j * _PHASE_STEP * np.arange(len(filters))).astype(np.complex64)
     spectrum = stft(noise, clips.n_fft, clips.hop_length)[: clips.frames]
     power = _to_power(x, clips.top_db)
-    noise_power = (spectrum.real**2 + spectrum.imag**2) @ filters
-    cross = (spectrum * turn).real @ filters / np.sqrt(np.maximum(filters.sum(0), 1e-9))
+    noise_power = _filter(spectrum.real**2 + spectrum.imag**2, filters)
+    cross = _filter((spectrum * turn).real, filters / np.sqrt(np.maximum(filters.sum(0), 1e-9)))
     # The mel's unit is unknown, but its energy is to the noise's as the clip's is. The filters are
     # triangles of unit area: times their widths, they add up to the same for every bin.
     edges = mel_edges(clips.sample_rate, clips.n_mels)
@@ -289,6 +291,17 @@ def stft(x: jax.Array, n_fft: int, hop: int) -> jax.Array:
     return jnp.fft.rfft(frames * _hann(n_fft))
 
 
+def _filter(bins: jax.Array, filters: np.ndarray) -> jax.Array:
+    """`[frames, bins] @ [bins, mels]`, without most of the zeros: a few bands at a time."""
+    parts = []
+    for first in range(0, filters.shape[1], 64):
+        block = filters[:, first : first + 64]
+        used = np.flatnonzero(block.any(axis=1))
+        rows = slice(used[0], used[-1] + 1) if len(used) else slice(0, 1)
+        parts.append(bins[:, rows] @ block[rows])
+    return jnp.concatenate(parts, axis=1)
+
+
 def _overlap_add(frames: jax.Array) -> jax.Array:
     """Sums `[frames, n_fft]`, a quarter of n_fft apart, to `[samples]`."""
     parts = jnp.reshape(frames, (len(frames), 4, -1))
@@ -330,7 +343,7 @@ def _from_power(power: jax.Array, top_db: float) -> jax.Array:
 
 def _from_db(db: jax.Array) -> jax.Array:
     """The ratio of amplitudes."""
-    return 10 ** (db / 20)
+    return jnp.exp(db * (math.log(10) / 20))
 
 
 def _check(c: ConfigDict, clips: ClipSettings) -> None:
