@@ -53,6 +53,7 @@ from ml_collections import ConfigDict
 from benchmarks import torch_loaders
 from configs import default
 from mgc_jax import cli, parallel, train
+from mgc_jax.augment import Augmenter
 from mgc_jax.features import ClipSettings
 from mgc_jax.input_pipeline import dataset_path, open_dataset
 
@@ -290,8 +291,10 @@ def _share_of_posed_step(batches: Iterator, seconds: float) -> float:
 def _share_of_real_step(config: ConfigDict, model, split) -> tuple[float, float]:
     """Seconds a step of training, and the share of them spent in getting the batch."""
     state = train.create_train_state(config, model)
+    augment = Augmenter(config)
     step = parallel.data_parallel(
-        lambda state, batch: train.train_step(state, batch, model.features), donate=True
+        lambda state, batch: train.train_step(state, batch, model.features, config, augment),
+        donate=True,
     )
     batches = split.train_batches(config.batch_size, config.seed)
     history, waited = [], 0.0

@@ -44,6 +44,31 @@ def get_config() -> ConfigDict:
     # Weights to start from: a PyTorch state dict (.safetensors), or the workdir of another run.
     config.init_from = ""
 
+    # Augmentation of the training clips; everything is off here.
+    config.augment = ConfigDict()
+    # Share of the clips that get white noise.
+    config.augment.noise_probability = 0.0
+    # Lowest and highest signal-to-noise ratio drawn, in dB over the whole clip.
+    config.augment.noise_min_snr_db = 15.0
+    config.augment.noise_max_snr_db = 40.0
+    # Share of the clips that are stretched in time, at the same pitch.
+    config.augment.stretch_probability = 0.0
+    # Fastest rate drawn; its inverse is the slowest. A clip that ends early starts again.
+    config.augment.stretch_max_rate = 1.25
+    # Largest gain and attenuation, in dB; of waveforms, as a log-mel is relative to its maximum.
+    config.augment.gain_db = 0.0
+    # Largest shift in time to either side, in s, in whole mel frames; what leaves one end comes in
+    # at the other.
+    config.augment.shift_seconds = 0.0
+    # SpecAugment on log-mels: masks over time, and the longest, in frames.
+    config.augment.time_masks = 0
+    config.augment.time_mask_frames = 16
+    # Masks over mel bands, and the widest, in bands.
+    config.augment.mel_masks = 0
+    config.augment.mel_mask_bands = 64
+    # Mixup: clips and labels are blended by shares drawn from Beta(alpha, alpha).
+    config.augment.mixup_alpha = 0.0
+
     # Clips a step, over all devices.
     config.batch_size = 32
     # Passes over the training split.

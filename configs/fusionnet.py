@@ -15,4 +15,8 @@ def get_config() -> ConfigDict:
     config = default.get_config()
     config.model = "fusionnet"
     config.batch_size = 8
+    # White noise and time stretching, as in the source, which does not say how much: the shares
+    # here and the strengths in configs/default.py are ours.
+    config.augment.noise_probability = 0.5
+    config.augment.stretch_probability = 0.5
     return config

@@ -96,15 +96,16 @@ class LogMel:
         return np.maximum(10 * np.log10(mel / mel.max()), np.float32(-s.top_db))
 
 
-def mel_filterbank(sample_rate: int, n_fft: int, n_mels: int) -> np.ndarray:
-    """Triangular filters on Slaney's mel scale (linear to 1 kHz, then logarithmic), each of unit
-    area.
+def mel_edges(sample_rate: int, n_mels: int) -> np.ndarray:
+    """Where filters begin, peak and end, equally far apart on Slaney's mel scale (linear to 1 kHz,
+    then logarithmic).
 
     Source: M. Slaney, "Auditory Toolbox", Interval Research Technical Report 1998-010; the defaults
     of `librosa.filters.mel`.
 
     Returns:
-        `[mels, 1 + n_fft // 2] float32`, from 0 Hz to half the sample rate.
+        `[mels + 2] float64`, from 0 Hz to half the sample rate; filter m reaches from edge m over
+        its peak at edge m + 1 to edge m + 2.
     """
     linear_step = 200.0 / 3  # Hz a mel below 1 kHz
     log_step = np.log(6.4) / 27  # natural logarithm of Hz a mel above it
@@ -113,7 +114,12 @@ def mel_filterbank(sample_rate: int, n_fft: int, n_mels: int) -> np.ndarray:
     if sample_rate / 2 < 1000.0:
         top = sample_rate / 2 / linear_step
     mels = np.linspace(0.0, top, n_mels + 2)
-    edges = np.where(mels < knee, mels * linear_step, 1000.0 * np.exp(log_step * (mels - knee)))
+    return np.where(mels < knee, mels * linear_step, 1000.0 * np.exp(log_step * (mels - knee)))
+
+
+def mel_filterbank(sample_rate: int, n_fft: int, n_mels: int) -> np.ndarray:
+    """Triangular filters of unit area between `mel_edges`: `[mels, 1 + n_fft // 2] float32`."""
+    edges = mel_edges(sample_rate, n_mels)
     ramps = edges[:, None] - np.fft.rfftfreq(n_fft, 1 / sample_rate)[None, :]
     widths = np.diff(edges)[:, None]
     rising = -ramps[:-2] / widths[:-1]
@@ -125,11 +131,6 @@ def mel_filterbank(sample_rate: int, n_fft: int, n_mels: int) -> np.ndarray:
 def encode_mel(db: np.ndarray, top_db: float) -> np.ndarray:
     """Log-mel to its storage form: `[...] float32`, dB in [-top_db, 0], to `[...] uint8`."""
     return np.round((db + top_db) * (255 / top_db)).astype(np.uint8)
-
-
-def decode_mel(stored: np.ndarray, top_db: float) -> np.ndarray:
-    """Undoes `encode_mel`, at most `top_db / 510` dB off: `[...] uint8` to `[...] float32`, dB."""
-    return stored.astype(np.float32) * np.float32(top_db / 255) - np.float32(top_db)
 
 
 def encode_waveform(waveform: np.ndarray) -> np.ndarray:
@@ -150,3 +151,9 @@ def to_network_input(feature: str, stored):
     if feature == "mel":
         return stored.astype("float32") / 255 * 2 - 1
     return stored.astype("float32") / 32768
+
+
+def mel_to_db(x, top_db: float):
+    """Undoes `to_network_input` of a mel: `[...] float32` in [-1, 1] to dB in [-top_db, 0], at most
+    `top_db / 510` off what was stored."""
+    return (x - 1) * (top_db / 2)

@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mgc_jax import cli, parallel
+from mgc_jax.augment import Augmenter
 from mgc_jax.checkpoints import Checkpoints
 from mgc_jax.errors import InputError, Interrupted
 from mgc_jax.evaluate import predict_split
@@ -141,10 +142,11 @@ class _Training:
         config, progress = self.config, self.progress
         labels, classes = self.split.labels["label"], len(self.dataset.genres)
         weights = class_weights(labels, classes) if config.balance_classes else None
+        augment, features = Augmenter(config), self.model.features
 
         def step(state, batch):
             request = jax.lax.pmax(batch["request"].max(), parallel.AXIS)
-            state, metrics = train_step(state, batch, self.model.features, config, weights)
+            state, metrics = train_step(state, batch, features, config, augment, weights)
             return state, metrics | {"request": request}
 
         self.step_fn = parallel.data_parallel(step, donate=True)

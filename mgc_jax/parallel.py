@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -101,6 +102,20 @@ def wait_for_main(name: str) -> None:
     """Returns once all processes have come here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def positions(size: int) -> jax.Array:
+    """Inside a function over replicas: where its examples are in the global batch, `[size]`."""
+    return jax.lax.axis_index(AXIS) * size + jnp.arange(size)
+
+
+def next_example(batch: Any) -> Any:
+    """Inside a function over replicas: a tree of `[batch, ...]`, each example replaced by the one
+    after it in the global batch, and the last by the first."""
+    replicas = jax.lax.axis_size(AXIS)
+    from_next = [((i + 1) % replicas, i) for i in range(replicas)]
+    first = jax.lax.ppermute(jax.tree.map(lambda x: x[:1], batch), AXIS, from_next)
+    return jax.tree.map(lambda x, new: jnp.concatenate([x[1:], new]), batch, first)
 
 
 def check_batch_size(batch_size: int, parts: int = 1) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mgc_jax import cli, features, loop, models, parallel, report, train
+from mgc_jax.augment import augmented_forms
 from mgc_jax.datasets import builders
 from mgc_jax.errors import InputError
 from mgc_jax.evaluate import predict_split, write_evaluation
@@ -74,7 +75,7 @@ def run(config: ConfigDict, workdir: Path, *, training: bool, command: str) -> N
     scores = write_evaluation(workdir, predictions, dataset.genres, epoch)
     report.write_report(
         workdir,
-        examples=_examples(dataset, feature_names[0], config.mel.top_db),
+        examples=_examples(config, dataset, feature_names[0]),
         data=_describe_data(config, dataset),
         run={
             "command": command,
@@ -176,20 +177,22 @@ def _evaluate(config: ConfigDict, workdir: Path, dataset: ClipDataset) -> tuple[
     return predict_split(predict_fn, variables, test, config.batch_size), epoch
 
 
-def _examples(dataset: ClipDataset, feature: str, top_db: float) -> list[tuple[str, np.ndarray]]:
-    """One test clip of each genre, as the report plots it."""
+def _examples(
+    config: ConfigDict, dataset: ClipDataset, feature: str
+) -> list[tuple[str, np.ndarray]]:
+    """One test clip of each genre, and the first of them augmented, as the report plots them."""
     test = dataset.splits["test"]
     labels, rows = np.unique(test.labels["label"], return_index=True)
-    stored = test.gather(rows)[feature]
-    if feature == "mel":
-        arrays = features.decode_mel(stored, top_db)
-    else:
-        arrays = features.to_network_input(feature, stored)
-    titles = [
-        f"{dataset.genres[label]} (track {test.labels['track_id'][row]})"
-        for label, row in zip(labels, rows, strict=True)
-    ]
-    return list(zip(titles, arrays, strict=True))
+    inputs = features.to_network_input(feature, test.gather(rows)[feature])
+    tracks = test.labels["track_id"][rows]
+    names = [dataset.genres[label] for label in labels]
+    titles = [f"{name} (track {track})" for name, track in zip(names, tracks, strict=True)]
+    examples = list(zip(titles, inputs, strict=True))
+    for form, array in augmented_forms(config, feature, inputs[0]):
+        examples.append((f"{names[0]}, {form}", array))
+    if feature == "waveform":
+        return examples
+    return [(title, features.mel_to_db(x, config.mel.top_db)) for title, x in examples]
 
 
 def _describe_data(config: ConfigDict, dataset: ClipDataset) -> dict:

@@ -18,6 +18,7 @@ from flax.training import train_state
 from ml_collections import ConfigDict
 
 from mgc_jax import parallel
+from mgc_jax.augment import Augmenter, soft_labels
 from mgc_jax.checkpoints import Checkpoints
 from mgc_jax.errors import InputError
 from mgc_jax.features import ClipSettings, to_network_input
@@ -121,6 +122,7 @@ def train_step(
     batch: Mapping[str, jax.Array],
     features: tuple[str, ...],
     config: ConfigDict,
+    augment: Augmenter | None = None,
     class_weights: np.ndarray | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of the optimiser, on one replica's part of the batch.
@@ -131,29 +133,35 @@ def train_step(
         features: the network's inputs, in order.
         config: its keys `seed`, `label_smoothing`, `average_decay`, `skip_nonfinite` and
             `optimizer.accumulate`.
+        augment: changes the batch first.
         class_weights: of each clip's loss, by its class: `[classes] float32`.
 
     Returns:
-        The new state, and `loss`, `top1` and `grad_norm` over all replicas, float32 scalars.
+        The new state, and `loss`, `top1` and `grad_norm` over all replicas, float32 scalars; where
+        mixup blended labels, top-1 is against the heavier one.
     """
     parts = config.optimizer.accumulate
     step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    inputs = {name: to_network_input(name, batch[name]) for name in features}
+    batch = {**inputs, "label": batch["label"]}
+    if augment:
+        batch = augment(batch, state.step)
 
     def loss_fn(params, batch_stats, part, number):
         logits, updates = state.apply_fn(
             {"params": params, "batch_stats": batch_stats},
-            *(to_network_input(name, part[name]) for name in features),
+            *(part[name] for name in features),
             train=True,
             mutable=["batch_stats"],
             rngs={"dropout": jax.random.fold_in(step_key, number)},
         )
-        targets = jax.nn.one_hot(part["label"], logits.shape[-1])
+        targets = soft_labels(part, logits.shape[-1])
         losses = optax.softmax_cross_entropy(
             logits, optax.smooth_labels(targets, config.label_smoothing)
         )
         if class_weights is not None:
-            losses *= jnp.asarray(class_weights)[part["label"]]
-        top1 = (logits.argmax(axis=-1) == part["label"]).mean()
+            losses *= targets @ jnp.asarray(class_weights)
+        top1 = (logits.argmax(axis=-1) == targets.argmax(axis=-1)).mean()
         return losses.mean(), (updates.get("batch_stats", {}), top1)
 
     def gradients_of(batch_stats, part, number):

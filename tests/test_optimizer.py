@@ -58,7 +58,7 @@ def take_step(config, dataset):
         model = train.make_model(config, 8)
         before = train.create_train_state(config, model)
         step = parallel.data_parallel(
-            lambda s, b: train.train_step(s, b, ("mel",), config, class_weights)
+            lambda s, b: train.train_step(s, b, ("mel",), config, class_weights=class_weights)
         )
         after, metrics = step(before, {name: batch[name] for name in ("mel", "label")})
         return before, after, jax.device_get(metrics), batch

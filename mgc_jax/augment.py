@@ -1,0 +1,370 @@
+"""Augmentation of training clips: on the device, inside the compiled step, drawn anew every step.
+
+Every clip draws from a key of its own, made of the seed, the step and the clip's position in the
+global batch, so that what it gets does not depend on the number of devices, nor on where a run was
+interrupted. A network with two inputs gets one draw for both. All of it works on network inputs
+(`features.to_network_input`): waveforms, and log-mels scaled to [-1, 1]. What is switched off is
+not in the compiled step at all.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from mgc_jax import parallel
+from mgc_jax.errors import InputError
+from mgc_jax.features import ClipSettings, mel_edges, mel_filterbank, mel_to_db
+
+# How far the phase of a bin is from the next one's in music seen through a Hann window, to add
+# noise with the right spread: a steady tone would have pi, bins without relation pi / 2.
+_PHASE_STEP = 2 * math.pi / 3
+
+# Sets these keys apart from others that are made of the seed and the step, which is never so large.
+_STREAM = 2**32 - 1
+_KEYS = ("stretch", "rate", "shift", "gain", "noise", "snr", "samples", "frames", "bands", "mix")
+
+
+class Draw(NamedTuple):
+    """What one clip gets.
+
+    Attributes:
+        rate: of time stretching, above 1 is faster; float32 scalar.
+        shift: circular, earlier by so many mel frames; int32 scalar.
+        gain: factor of the waveform; float32 scalar.
+        noise: white, of unit power, `[samples] float32`.
+        noise_level: its root mean square over the clip's, 0 for none; float32 scalar.
+        masked: what SpecAugment hides of the mel, `[frames, mels] bool`.
+        mix: share of the clip that mixup leaves, float32 scalar in [0, 1].
+    """
+
+    rate: jax.Array
+    shift: jax.Array
+    gain: jax.Array
+    noise: jax.Array
+    noise_level: jax.Array
+    masked: jax.Array
+    mix: jax.Array
+
+
+class Augmenter:
+    """Draws and applies what the `augment` part of a config asks for."""
+
+    def __init__(self, config: ConfigDict):
+        """Checks the strengths.
+
+        Raises:
+            InputError: one is out of its range.
+        """
+        self._config, self._seed = config.augment, config.seed
+        self._clips = ClipSettings.from_config(config)
+        _check(config.augment, self._clips)
+
+    def __call__(self, batch: Mapping[str, jax.Array], step: jax.Array) -> dict[str, jax.Array]:
+        """Augments one replica's part of a batch.
+
+        Mixup (Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018) blends each
+        clip with the next one in the global batch, which the shuffle has made a random one.
+
+        Args:
+            batch: `mel` `[batch, frames, mels]` and/or `waveform` `[batch, samples]`, float32 as
+                the network takes them; `label` `[batch] int32`.
+            step: of the training, int32 scalar.
+
+        Returns:
+            The same, augmented; with mixup also `share` `[batch] float32` of each clip in its
+            blend, and `other_label` `[batch] int32` of the rest: see `soft_labels`.
+        """
+        key = jax.random.fold_in(jax.random.key(self._seed), _STREAM)
+        key = jax.random.fold_in(key, step)
+        positions = parallel.positions(len(batch["label"]))
+        draws = jax.vmap(self.draw)(jax.vmap(jax.random.fold_in, (None, 0))(key, positions))
+        apply = {"mel": self.mel, "waveform": self.waveform}
+        inputs = {
+            name: jax.vmap(apply[name])(draws, batch[name]) for name in apply if name in batch
+        }
+        if not self._config.mixup_alpha:
+            return {**batch, **inputs}
+        others = parallel.next_example({**batch, **inputs})
+
+        def blend(x, other):
+            share = draws.mix.reshape(-1, *[1] * (x.ndim - 1))
+            return share * x + (1 - share) * other
+
+        inputs = {name: blend(x, others[name]) for name, x in inputs.items()}
+        return {**batch, **inputs, "share": draws.mix, "other_label": others["label"]}
+
+    def draw(self, key: jax.Array) -> Draw:
+        """Draws for one clip from its key, using no key twice."""
+        c, s = self._config, self._clips
+        keys = dict(zip(_KEYS, jax.random.split(key, len(_KEYS)), strict=True))
+        uniform, chosen = jax.random.uniform, jax.random.bernoulli
+        log_rate = math.log(c.stretch_max_rate) * uniform(keys["rate"], minval=-1)
+        shift = round(c.shift_seconds * s.sample_rate / s.hop_length)
+        snr_db = uniform(keys["snr"], minval=c.noise_min_snr_db, maxval=c.noise_max_snr_db)
+        frames = _mask(keys["frames"], c.time_masks, c.time_mask_frames, s.frames)
+        bands = _mask(keys["bands"], c.mel_masks, c.mel_mask_bands, s.n_mels)
+        alpha = c.mixup_alpha or 1.0
+        noise = jax.random.normal(keys["samples"], (s.clip_samples,))
+        return Draw(
+            rate=jnp.where(chosen(keys["stretch"], c.stretch_probability), jnp.exp(log_rate), 1.0),
+            shift=jax.random.randint(keys["shift"], (), -shift, shift + 1),
+            gain=_from_db(c.gain_db * uniform(keys["gain"], minval=-1)),
+            # A second reader besides: else XLA draws it anew in every overlapping frame.
+            noise=noise / jnp.sqrt(jnp.mean(noise**2)),
+            noise_level=_from_db(-snr_db) * chosen(keys["noise"], c.noise_probability),
+            masked=frames[:, None] | bands,
+            mix=jax.random.beta(keys["mix"], alpha, alpha),
+        )
+
+    def waveform(self, draw: Draw, x: jax.Array) -> jax.Array:
+        """Applies a draw to `[samples] float32`."""
+        c, s = self._config, self._clips
+        if c.shift_seconds:
+            x = jnp.roll(x, -draw.shift * s.hop_length)
+        if c.stretch_probability:
+            x = jnp.where(draw.rate == 1, x, stretch_waveform(x, draw.rate, s.n_fft))
+        if c.gain_db:
+            x = x * draw.gain
+        if c.noise_probability:
+            x = x + draw.noise * draw.noise_level * jnp.sqrt(jnp.mean(x**2))
+        return x
+
+    def mel(self, draw: Draw, x: jax.Array) -> jax.Array:
+        """Applies a draw to `[frames, mels] float32` in [-1, 1].
+
+        A gain leaves no trace there, as the mel is relative to its own maximum.
+        """
+        c, s = self._config, self._clips
+        if c.shift_seconds:
+            x = jnp.roll(x, -draw.shift, axis=0)
+        if c.stretch_probability:
+            x = jnp.where(draw.rate == 1, x, stretch_mel(x, draw.rate, s.top_db))
+        if c.noise_probability:
+            noisy = add_noise_to_mel(x, draw.noise, draw.noise_level, s)
+            x = jnp.where(draw.noise_level > 0, noisy, x)
+        if c.time_masks or c.mel_masks:
+            x = jnp.where(draw.masked, x.mean(), x)
+        return x
+
+
+def augmented_forms(
+    config: ConfigDict, feature: str, x: np.ndarray
+) -> list[tuple[str, np.ndarray]]:
+    """A clip under each augmentation that a config has on, alone and at its strongest, to look at.
+
+    Args:
+        config: as in `configs/default.py`.
+        feature: `mel` or `waveform`.
+        x: `[frames, mels]` or `[samples]`, float32 as the network takes it.
+
+    Returns:
+        Names, and arrays of the same shape.
+    """
+    c, augmenter = config.augment, Augmenter(config)
+    draw = augmenter.draw(jax.random.key(config.seed))
+    plain = Draw(1.0, 0, 1.0, draw.noise, 0.0, jnp.zeros_like(draw.masked), 1.0)
+    forms = {}
+    if c.noise_probability:
+        level = _from_db(-c.noise_min_snr_db)
+        forms[f"white noise, SNR {c.noise_min_snr_db:g} dB"] = plain._replace(noise_level=level)
+    if c.stretch_probability:
+        for rate in (c.stretch_max_rate, 1 / c.stretch_max_rate):
+            forms[f"time-stretched, rate {rate:.3g}"] = plain._replace(rate=rate)
+    if feature == "waveform" and c.gain_db:
+        forms[f"gain {c.gain_db:g} dB"] = plain._replace(gain=_from_db(c.gain_db))
+    if feature == "mel" and (c.time_masks or c.mel_masks):
+        forms["masks"] = plain._replace(masked=draw.masked)
+    apply = jax.jit(getattr(augmenter, feature))
+    return [(name, np.asarray(apply(form, x))) for name, form in forms.items()]
+
+
+def soft_labels(batch: Mapping[str, jax.Array], classes: int) -> jax.Array:
+    """The labels of a batch, blended as `Augmenter` blended its inputs: `[batch, classes]
+    float32`."""
+    labels = jax.nn.one_hot(batch["label"], classes)
+    if "share" not in batch:
+        return labels
+    share = batch["share"][:, None]
+    return share * labels + (1 - share) * jax.nn.one_hot(batch["other_label"], classes)
+
+
+def add_noise_to_mel(
+    x: jax.Array, noise: jax.Array, level: jax.Array, clips: ClipSettings
+) -> jax.Array:
+    """The log-mel of a noisy clip, from the clip's log-mel and the samples of the noise.
+
+    With X and N the spectra of clip and noise, a band of weights F holds the power
+    sum F |X + N|^2 = sum F |X|^2 + sum F |N|^2 + 2 Re sum F X* N. The clip's mel is the first sum;
+    the second is computed; for the third, X is taken to be equally strong over the band, with
+    phases that advance by `_PHASE_STEP`. The result is never negative (Cauchy-Schwarz), and the
+    noise has its true distribution and correlation, over bands and overlapping frames.
+
+    Args:
+        x: `[frames, mels] float32` in [-1, 1].
+        noise: of unit power, `[samples] float32`.
+        level: root mean square of the noise to add, over the clip's.
+        clips: how the log-mel was made.
+
+    Returns:
+        `[frames, mels] float32` in [-1, 1], relative to its own maximum.
+    """
+    filters = mel_filterbank(clips.sample_rate, clips.n_fft, clips.n_mels).T  # [bins, mels]
+    turn = np.exp(1j * _PHASE_STEP * np.arange(len(filters))).astype(np.complex64)
+    spectrum = stft(noise, clips.n_fft, clips.hop_length)[: clips.frames]
+    power = _to_power(x, clips.top_db)
+    noise_power = _filter(spectrum.real**2 + spectrum.imag**2, filters)
+    cross = _filter((spectrum * turn).real, filters / np.sqrt(np.maximum(filters.sum(0), 1e-9)))
+    # The mel's unit is unknown, but its energy is to the noise's as the clip's is. The filters are
+    # triangles of unit area: times their widths, they add up to the same for every bin.
+    edges = mel_edges(clips.sample_rate, clips.n_mels)
+    widths = (edges[2:] - edges[:-2]).astype(np.float32)
+    scale = level * jnp.sqrt((power @ widths).sum() / (noise_power @ widths).sum())
+    noisy = power + scale**2 * noise_power + 2 * scale * jnp.sqrt(power) * cross
+    return _from_power(noisy, clips.top_db)
+
+
+def stretch_mel(x: jax.Array, rate: jax.Array, top_db: float) -> jax.Array:
+    """Plays a log-mel faster (rate above 1) or slower, its amplitudes interpolated over time.
+
+    What runs off the end starts again from the beginning.
+
+    Args:
+        x: `[frames, mels] float32` in [-1, 1].
+        rate: scalar.
+        top_db: range of the log-mel.
+
+    Returns:
+        The same shape, relative to its own maximum.
+    """
+    amplitude = jnp.sqrt(_to_power(x, top_db))
+    before, after, weight = _positions(len(x), rate)
+    amplitude = (1 - weight) * amplitude[before] + weight * amplitude[after]
+    return _from_power(amplitude**2, top_db)
+
+
+def stretch_waveform(x: jax.Array, rate: jax.Array, n_fft: int) -> jax.Array:
+    """Plays `[samples] float32` faster (rate above 1) or slower at the same pitch.
+
+    A phase vocoder over frames a quarter of `n_fft` apart, as `librosa.effects.time_stretch`. What
+    runs off the end starts again from the beginning.
+    """
+    hop = n_fft // 4
+    spectrum = phase_vocoder(stft(x, n_fft, hop), rate)
+    frames = jnp.fft.irfft(spectrum, n_fft) * _hann(n_fft)
+    # Windows weigh each sample by the sum of their squares, of which the frames hold one factor.
+    weight = _overlap_add(np.broadcast_to(_hann(n_fft) ** 2, frames.shape))
+    return (_overlap_add(frames) / jnp.maximum(weight, 1e-9))[n_fft // 2 :][: len(x)]
+
+
+def phase_vocoder(spectrum: jax.Array, rate: jax.Array) -> jax.Array:
+    """Resamples a spectrum in time: magnitudes interpolated, phases advanced as between the frames
+    read (D. Ellis, "A Phase Vocoder in Matlab", 2002).
+
+    Equals `librosa.phase_vocoder` up to the last frame. Unwrapping the phases, as is done there,
+    only adds full turns, so unit vectors are multiplied instead of angles added.
+
+    Args:
+        spectrum: `[frames, bins] complex64`.
+        rate: scalar.
+
+    Returns:
+        The same shape; what runs off the end starts again from the first frame.
+    """
+    before, after, weight = _positions(len(spectrum), rate)
+    magnitude = jnp.abs(spectrum)
+    unit = jnp.where(magnitude > 0, spectrum / magnitude, 1)
+    advance = unit[after] * unit[before].conj()
+    phase = jnp.cumprod(jnp.concatenate([unit[:1], advance[:-1]]), axis=0)
+    return ((1 - weight) * magnitude[before] + weight * magnitude[after]) * phase
+
+
+def stft(x: jax.Array, n_fft: int, hop: int) -> jax.Array:
+    """Hann-windowed, centred frames of `[samples] float32`, as librosa's: `[frames, bins]
+    complex64`."""
+    starts = np.arange(0, len(x) + 1, hop)
+    frames = jnp.pad(x, n_fft // 2)[starts[:, None] + np.arange(n_fft)]
+    return jnp.fft.rfft(frames * _hann(n_fft))
+
+
+def _filter(bins: jax.Array, filters: np.ndarray) -> jax.Array:
+    """`[frames, bins] @ [bins, mels]`, without most of the zeros: a few bands at a time."""
+    parts = []
+    for first in range(0, filters.shape[1], 64):
+        block = filters[:, first : first + 64]
+        used = np.flatnonzero(block.any(axis=1))
+        rows = slice(used[0], used[-1] + 1) if len(used) else slice(0, 1)
+        parts.append(bins[:, rows] @ block[rows])
+    return jnp.concatenate(parts, axis=1)
+
+
+def _overlap_add(frames: jax.Array) -> jax.Array:
+    """Sums `[frames, n_fft]`, a quarter of n_fft apart, to `[samples]`."""
+    parts = jnp.reshape(frames, (len(frames), 4, -1))
+    return sum(jnp.pad(parts[:, i], ((i, 3 - i), (0, 0))) for i in range(4)).ravel()
+
+
+def _hann(size: int) -> np.ndarray:
+    return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)).astype(np.float32)
+
+
+def _positions(frames: int, rate: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Where each frame of a stretched clip reads: the frame before, the one after, its weight."""
+    position = jnp.arange(frames) * rate
+    before = jnp.floor(position)
+    index = before.astype(jnp.int32)
+    return index % frames, (index + 1) % frames, (position - before)[:, None]
+
+
+def _mask(key: jax.Array, count: int, longest: int, size: int) -> jax.Array:
+    """Some stretches of 0 to `longest` places, anywhere in `[size] bool` (D. Park et al.,
+    "SpecAugment", Interspeech 2019)."""
+    width_key, start_key = jax.random.split(key)
+    width = jax.random.randint(width_key, (count, 1), 0, longest + 1)
+    start = jax.random.randint(start_key, (count, 1), 0, size - width + 1)
+    places = jnp.arange(size)
+    return ((places >= start) & (places < start + width)).any(axis=0)
+
+
+def _to_power(x: jax.Array, top_db: float) -> jax.Array:
+    """From [-1, 1], linear in dB, to power; 1 is the clip's maximum."""
+    return _from_db(mel_to_db(x, top_db)) ** 2
+
+
+def _from_power(power: jax.Array, top_db: float) -> jax.Array:
+    """Undoes `_to_power`, relative to the maximum, as `power_to_db(ref=max, top_db=top_db)`."""
+    db = 10 * jnp.log10(jnp.maximum(power / power.max(), 10 ** (-top_db / 10)))
+    return db / (top_db / 2) + 1
+
+
+def _from_db(db: jax.Array) -> jax.Array:
+    """The ratio of amplitudes."""
+    return jnp.exp(db * (math.log(10) / 20))
+
+
+def _check(c: ConfigDict, clips: ClipSettings) -> None:
+    """Raises InputError for a strength out of its range."""
+    ranges = {
+        "noise_probability": (0, 1),
+        "noise_max_snr_db": (c.noise_min_snr_db, math.inf),
+        "stretch_probability": (0, 1),
+        "stretch_max_rate": (1, math.inf),
+        "gain_db": (0, math.inf),
+        "shift_seconds": (0, clips.clip_seconds),
+        "time_masks": (0, math.inf),
+        "time_mask_frames": (0, clips.frames),
+        "mel_masks": (0, math.inf),
+        "mel_mask_bands": (0, clips.n_mels),
+        "mixup_alpha": (0, math.inf),
+    }
+    for name, (low, high) in ranges.items():
+        if not low <= c[name] <= high:
+            raise InputError(
+                f"config.augment.{name}={c[name]:g} is not between {low:g} and {high:g}"
+            )
+    if c.stretch_probability and clips.n_fft % 4:
+        raise InputError(f"time stretching needs a mel.n_fft that divides by 4, not {clips.n_fft}")
