@@ -7,6 +7,7 @@ Of each kind the last two are kept: one that a crash has torn is passed over for
 """
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ class Checkpoints:
         # orbax reports a relative path only later, from a background thread.
         root = Path(workdir).absolute() / "checkpoints"
         self._writing = writing
+        sys.excepthook = _show_error
         self._last, self._best = (_open(root / name, writing) for name in ("last", "best"))
 
     def __enter__(self) -> "Checkpoints":
@@ -130,6 +132,12 @@ class Checkpoints:
                 "start again in another --workdir"
             )
         return None
+
+
+def _show_error(kind: type, error: BaseException, traceback: Any) -> None:
+    """Python's own way, but quiet about the reads and writes that orbax gives up after an error."""
+    if str(error) != "Event loop is closed":
+        sys.__excepthook__(kind, error, traceback)
 
 
 def _open(folder: Path, writing: bool) -> ocp.CheckpointManager:

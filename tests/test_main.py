@@ -300,7 +300,7 @@ def test_every_network_has_a_config_and_every_key_is_read():
     config = default.get_config()
     for part in (config, config.demo, config.optimizer):
         for key in part:
-            read = (f'config["{key}"]', *(f"{name}.{key}" for name in ("config", ".demo", " o")))
+            read = (f'config["{key}"]', *(f"{name}.{key}" for name in ("config", ".demo", "o")))
             assert any(text in code for text in (*read, f".optimizer.{key}")), key
 
 
