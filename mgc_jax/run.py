@@ -76,6 +76,7 @@ def run(config: ConfigDict, workdir: Path, *, training: bool, command: str) -> N
             "devices": parallel.describe_devices(),
             "parameters": parameters,
             "seconds": total_seconds(workdir),
+            "flops_per_clip": _flops_per_clip(config, len(dataset.genres)),
             "versions": {"python": platform.python_version()}
             | {name: version(name) for name in _PACKAGES},
             "finished": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -150,6 +151,21 @@ def _announce(config: ConfigDict, workdir: Path, dataset: ClipDataset) -> int:
     cli.log.info("data      %s: clips %s; %d genres", dataset.path, sizes, len(dataset.genres))
     cli.log.info("workdir   %s", workdir)
     return parameters
+
+
+def _flops_per_clip(config: ConfigDict, num_classes: int) -> float | None:
+    """XLA's count for the forward and backward pass of one clip, where the platform counts."""
+    model = train.make_model(config, num_classes).clone(axis_name=None)
+    settings = features.ClipSettings.from_config(config)
+    inputs = [jax.ShapeDtypeStruct((1, *settings.shape(n)), np.float32) for n in model.features]
+    variables = jax.eval_shape(lambda: train.init_variables(model, settings, config.seed))
+
+    def loss(params, variables, *inputs):
+        variables = variables | {"params": params}
+        return model.apply(variables, *inputs, train=True, mutable=["batch_stats"])[0].sum()
+
+    lowered = jax.jit(jax.grad(loss)).lower(variables["params"], variables, *inputs)
+    return (lowered.cost_analysis() or {}).get("flops")
 
 
 def _evaluate(config: ConfigDict, workdir: Path, dataset: ClipDataset) -> dict:
