@@ -28,6 +28,16 @@ SOURCE = {
     "fusionnet": (0.553, 0.888, 0.548, 0.557),
 }
 _SOURCE_BATCH = dict(baseline_a_1d=16, fusionnet=8)  # the others: 32
+# Key of config.augment to name on the page.
+_AUGMENTATIONS = dict(
+    noise_probability="white noise",
+    stretch_probability="time stretching",
+    gain_db="gain",
+    shift_seconds="time shift",
+    time_masks="time masks",
+    mel_masks="mel masks",
+    mixup_alpha="mixup",
+)
 # Key in metrics.json to name on the page.
 CARDS = dict(
     top1="Top-1",
@@ -259,13 +269,16 @@ def _settings(config: Mapping, data: Mapping) -> list[tuple[str, str, str]]:
     recipe = "learning rate {}, weight decay {}, batch {}, {} epochs".format
     own = (config[key] for key in ("learning_rate", "weight_decay", "batch_size", "num_epochs"))
     batch = _SOURCE_BATCH.get(config["model"], 32)
+    augment, schedule = config.get("augment", {}), config.get("optimizer", {}).get("schedule")
+    augmentation = ", ".join(name for key, name in _AUGMENTATIONS.items() if augment.get(key))
     music = f"{data['dataset']}, {data['tracks_listed']:,} tracks"
     skipped = f"{len(data['skipped']):,} left out"
     return [
         ("Music", "FMA small, 8,000 tracks", music),
         ("Split", "80/10/10, corrupt files left out", f"{shares} by tracks, {skipped}"),
         ("Input", published, f"{seen}, clips of {config['audio']['clip_seconds']:g} s"),
-        ("Optimiser", "Adam", config.get("optimizer", "adamw")),
+        ("Augmentation", "white noise, time stretching", augmentation or "none"),
+        ("Optimiser", "Adam", f"AdamW, {schedule or 'constant'} learning rate"),
         ("Recipe", recipe(0.0001, 0.0001, batch, 20), recipe(*own)),
         ("First weights", "not stated", config.get("init_from") or "random"),
     ]

@@ -161,8 +161,9 @@ def _flops_per_clip(config: ConfigDict, num_classes: int) -> float | None:
     variables = jax.eval_shape(lambda: train.init_variables(model, settings, config.seed))
 
     def loss(params, variables, *inputs):
-        variables = variables | {"params": params}
-        return model.apply(variables, *inputs, train=True, mutable=["batch_stats"])[0].sum()
+        variables, rngs = variables | {"params": params}, {"dropout": jax.random.key(0)}
+        logits, _ = model.apply(variables, *inputs, train=True, mutable=["batch_stats"], rngs=rngs)
+        return logits.sum()
 
     lowered = jax.jit(jax.grad(loss)).lower(variables["params"], variables, *inputs)
     return (lowered.cost_analysis() or {}).get("flops")

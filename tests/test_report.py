@@ -132,7 +132,7 @@ def _tick_labels(axes) -> list[str]:
     return [label.get_text() for label in axes.get_xticklabels()]
 
 
-def test_page_is_self_contained(workdir):
+def test_page_is_self_contained(no_pictures, workdir):
     page = _write(workdir)
     links = _Reader(page).links
     assert len(links) == 5
@@ -178,6 +178,12 @@ def test_what_differs_from_the_source_is_said(no_pictures, workdir):
     recipe = "learning rate 0.0001, weight decay 0.0001, batch {}, {} epochs"
     assert ["Recipe", recipe.format(8, 20), recipe.format(4, 2)] in rows
     assert ["First weights", "not stated", "random"] in rows
+    assert ["Augmentation", "white noise, time stretching", "none"] in rows
+    config = json.loads((workdir / "config.json").read_text())
+    config["augment"] = {"noise_probability": 0.5, "stretch_probability": 0.0, "time_masks": 2}
+    (workdir / "config.json").write_text(json.dumps(config))
+    rows = _Reader(_write(workdir)).rows
+    assert ["Augmentation", "white noise, time stretching", "white noise, time masks"] in rows
 
 
 def test_most_confident_mistakes_have_their_track_ids(no_pictures, workdir):
@@ -203,7 +209,7 @@ def test_unknown_network_has_no_published_row(no_pictures, workdir):
     assert "The source published no scores for my&lt;net&gt;." in page
 
 
-def test_text_from_data_is_escaped(workdir):
+def test_text_from_data_is_escaped(no_pictures, workdir):
     skipped = [{"track_id": 1, "path": "<img src=x>.mp3", "reason": "a & b"}]
     page = _write(workdir, dataset="<b>mine", skipped=skipped)
     assert "R&amp;B &lt;x&gt;" in page
