@@ -27,7 +27,12 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+    """Writes a whole file, or leaves the old one."""
+    with replacing(path) as part:
+        part.write_bytes(content)
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes a whole UTF-8 file, or leaves the old one."""
-    with replacing(path) as part:
-        part.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode())

@@ -82,6 +82,7 @@ def run(config: ConfigDict, workdir: Path, *, training: bool, command: str) -> N
             "devices": parallel.describe_devices(),
             "parameters": parameters,
             "seconds": total_seconds(workdir),
+            "flops_per_clip": _flops_per_clip(config, len(dataset.genres)),
             "versions": {"python": platform.python_version()}
             | {name: version(name) for name in _PACKAGES},
             "finished": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -162,6 +163,22 @@ def _announce(config: ConfigDict, workdir: Path, dataset: ClipDataset) -> int:
     cli.log.info("data      %s: clips %s; %d genres", dataset.path, sizes, len(dataset.genres))
     cli.log.info("writes to %s: checkpoints/, metrics.jsonl, TensorBoard events, report/", workdir)
     return parameters
+
+
+def _flops_per_clip(config: ConfigDict, num_classes: int) -> float | None:
+    """XLA's count for the forward and backward pass of one clip, where the platform counts."""
+    model = train.make_model(config, num_classes).clone(axis_name=None)
+    settings = features.ClipSettings.from_config(config)
+    inputs = [jax.ShapeDtypeStruct((1, *settings.shape(n)), np.float32) for n in model.features]
+    variables = jax.eval_shape(lambda: train.init_variables(model, settings, config.seed))
+
+    def loss(params, variables, *inputs):
+        variables, rngs = variables | {"params": params}, {"dropout": jax.random.key(0)}
+        logits, _ = model.apply(variables, *inputs, train=True, mutable=["batch_stats"], rngs=rngs)
+        return logits.sum()
+
+    lowered = jax.jit(jax.grad(loss)).lower(variables["params"], variables, *inputs)
+    return (lowered.cost_analysis() or {}).get("flops")
 
 
 def _evaluate(config: ConfigDict, workdir: Path, dataset: ClipDataset) -> tuple[Predictions, int]:

@@ -56,7 +56,10 @@ def test_run_leaves_what_the_design_names(finished):
     workdir, _, said = finished
     for name in ("index.html", "metrics.json", "predictions.csv"):
         assert (workdir / "report" / name).stat().st_size > 500
-    for name in ("confusion_matrix", "training_curves", "spectrograms"):
+    facts = json.loads((workdir / "report" / "run.json").read_text())
+    assert facts["run"]["parameters"] == 661_058
+    assert facts["run"]["flops_per_clip"] == pytest.approx(0.177e9, rel=0.02)  # 2.2 times forward
+    for name in ("confusion_matrix", "training_curves", "reliability", "spectrograms"):
         assert (workdir / "report" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((workdir / "config.json").read_text())["model"] == "baseline_a_2d"
     assert json.loads((workdir / "genres.json").read_text())[0] == "Electronic"

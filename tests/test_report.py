@@ -11,27 +11,38 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mgc_jax import report
+from mgc_jax import page as page_module
+from mgc_jax import plots, report
+from mgc_jax.errors import InputError
+from mgc_jax.evaluate import read_predictions, write_evaluation
+from mgc_jax.metrics import Predictions, track_predictions
 
 GENRES = ["Rock", "R&B <x>", r"Pop $\frac$"]
-CONFUSION = {"clip": [[21, 7, 2], [4, 26, 0], [0, 0, 0]], "track": [[8, 2, 0], [1, 9, 0], [0] * 3]}
+PICTURES = (
+    "confusion_matrix",
+    "confusion_matrix_clips",
+    "training_curves",
+    "reliability",
+    "spectrograms",
+)
 LOG = [
-    {"kind": "train", "epoch": 1, "step": 4, "loss": 1.9, "top1": 0.31, "seconds": 3.1},
+    {"kind": "train", "epoch": 1, "step": 4, "loss": 1.9, "top1": 0.31, "seconds": 4.0}
+    | {"clips_per_s": 4.0},
     {"kind": "validation", "epoch": 1, "step": 4, "loss": 1.8, "top1": 0.35, "f1": 0.33},
     {"kind": "note", "text": "something else"},
-    {"kind": "train", "epoch": 2, "step": 8, "loss": float("nan"), "top1": 0.4},
+    {"kind": "train", "epoch": 2, "step": 8, "loss": float("nan"), "top1": 0.4, "seconds": 2.0}
+    | {"clips_per_s": 8.0},
     {"kind": "validation", "epoch": 2, "step": 8, "loss": 1.7, "top1": 0.41, "f1": None},
 ]
 
 
-def _level(name: str, start: float) -> dict:
-    scores = {key: start + 0.0101 * i for i, key in enumerate(report.SCORES)}
-    per_class = {
-        genre: {"precision": start / (i + 2), "recall": start / (i + 3), "f1": 0.0, "support": i}
-        for i, genre in enumerate(GENRES)
-    }
-    count = int(np.sum(CONFUSION[name]))
-    return scores | {"count": count, "confusion_matrix": CONFUSION[name], "per_class": per_class}
+def _predictions() -> Predictions:
+    """20 tracks of 3 clips, ten of Rock and ten of R&B; the last genre never occurs."""
+    label = np.repeat([0, 1], 30)
+    logits = np.random.default_rng(4).normal(size=(60, 3)) + 1.5 * np.eye(3)[label]
+    log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    n = np.arange(60)
+    return Predictions(9000 + n // 3, n % 3, label, log_probs.astype(np.float32))
 
 
 @pytest.fixture
@@ -43,12 +54,10 @@ def workdir(tmp_path: Path) -> Path:
         "audio": {"sample_rate": 16000, "clip_seconds": 3.0},
         "mel": {"n_fft": 1024, "hop_length": 512, "n_mels": 32, "frames": 64, "top_db": 80.0},
     }
-    metrics = {"split": "test", "epoch": 2}
-    metrics |= {"clip": _level("clip", 0.5234), "track": _level("track", 0.6345)}
-    (tmp_path / "report").mkdir()
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    config |= {"learning_rate": 1e-4, "weight_decay": 1e-4, "batch_size": 4, "num_epochs": 2}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"seed": 0}))
     (tmp_path / "genres.json").write_text(json.dumps(GENRES))
-    (tmp_path / "report" / "metrics.json").write_text(json.dumps(metrics))
+    write_evaluation(tmp_path, _predictions(), GENRES, epoch=2)
     _write_log(tmp_path, LOG)
     return tmp_path
 
@@ -56,7 +65,7 @@ def workdir(tmp_path: Path) -> Path:
 @pytest.fixture
 def no_pictures(monkeypatch) -> None:
     """Skips the drawing, most of the time a report takes, where only the text is looked at."""
-    monkeypatch.setattr(report, "_png", lambda figure: b"no picture")
+    monkeypatch.setattr(page_module, "png", lambda figure: b"no picture")
 
 
 def _write_log(workdir: Path, rows: list[dict]) -> None:
@@ -83,6 +92,7 @@ def _write(workdir: Path, **changes) -> str:
         "devices": "1 x cpu",
         "parameters": 661058,
         "seconds": 3723.4,
+        "flops_per_clip": 2.5e9,
         "versions": {"jax": "0.10.2"},
         "finished": "2026-01-01 12:00 UTC",
     }
@@ -109,18 +119,23 @@ class _Reader(HTMLParser):
             self.rows[-1].append("")
 
     def handle_data(self, data):
-        if self.tags and self.tags[-1] in ("td", "th") and self.rows and self.rows[-1]:
+        if self.tags and self.tags[-1] in ("td", "th", "small") and self.rows and self.rows[-1]:
             self.rows[-1][-1] += data.strip("\n")
+
+
+def _with_interval(level: dict, key: str) -> str:
+    low, high = level["intervals"][key]
+    return f"{level[key]:.3f} {low:.3f}–{high:.3f}"
 
 
 def _tick_labels(axes) -> list[str]:
     return [label.get_text() for label in axes.get_xticklabels()]
 
 
-def test_page_is_self_contained(workdir):
+def test_page_is_self_contained(no_pictures, workdir):
     page = _write(workdir)
     links = _Reader(page).links
-    assert len(links) == 3
+    assert len(links) == 5
     assert all(link.startswith("data:image/png;base64,") for link in links)
     assert not re.search(r"https?://|url\(|@import", page)
 
@@ -130,13 +145,14 @@ def test_page_shows_the_numbers_of_metrics_json(no_pictures, workdir):
     metrics = json.loads((workdir / "report" / "metrics.json").read_text())
     rows = _Reader(page).rows
     for key, name in report.SCORES.items():
-        assert [name, f"{metrics['track'][key]:.3f}", f"{metrics['clip'][key]:.3f}"] in rows
+        assert [name, *(_with_interval(metrics[level], key) for level in ("track", "clip"))] in rows
     for genre in GENRES:
         of = metrics["track"]["per_class"][genre]
         scores = [f"{of[key]:.3f}" for key in ("precision", "recall", "f1")]
+        scores.append("–" if of["roc_auc"] is None else f"{of['roc_auc']:.3f}")
         assert [genre, *scores, str(of["support"])] in rows
-    cards = re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", page)
-    shown = ("top1", "f1", "f1_macro", "precision", "recall")
+    cards = re.findall(r"<dt>(.*?)</dt><dd>(.*?)<small>", page)
+    shown = ("top1", "f1", "f1_macro", "precision", "recall", "roc_auc")
     assert [value for _, value in cards] == [f"{metrics['track'][key]:.3f}" for key in shown]
     assert "top-1 of 0.500 per track" in page  # ten of the twenty tracks are of either genre
 
@@ -145,10 +161,45 @@ def test_published_row_stands_beside_this_run(no_pictures, workdir):
     page = _write(workdir, dataset="fma_medium")
     rows = _Reader(page).rows
     assert ["Published, FMA small (test)", "0.553", "0.888", "0.548", "0.557"] in rows
-    assert ["This run, tracks (test)", "0.645", "0.685", "0.665", "0.675"] in rows
+    tracks = json.loads((workdir / "report" / "metrics.json").read_text())["track"]
+    scores = [f"{tracks[key]:.3f}" for key in ("f1", "accuracy_ovr", "precision", "recall")]
+    assert ["This run, tracks (test)", *scores] in rows
     assert "on fma_medium, not on FMA small" in page
-    assert "FMA small 8,000: it is other music" in _write(workdir)  # lists 6,416 tracks
+    assert "other music under FMA small" in _write(workdir)  # lists 6,416 tracks
     assert "cannot be compared" not in _write(workdir, tracks_listed=8000)
+
+
+def test_what_differs_from_the_source_is_said(no_pictures, workdir):
+    rows = _Reader(_write(workdir, features="mel and waveform")).rows
+    assert ["Music", "FMA small, 8,000 tracks", "fma_small, 6,416 tracks"] in rows
+    assert ["Split", "80/10/10, corrupt files left out", "100/0 by tracks, 0 left out"] in rows
+    own = "log-mel of 64 frames x 32 bands and waveform at 16,000 Hz, clips of 3 s"
+    assert own in [row[-1] for row in rows]
+    recipe = "learning rate 0.0001, weight decay 0.0001, batch {}, {} epochs"
+    assert ["Recipe", recipe.format(8, 20), recipe.format(4, 2)] in rows
+    assert ["First weights", "not stated", "random"] in rows
+    assert ["Augmentation", "white noise, time stretching", "none"] in rows
+    config = json.loads((workdir / "config.json").read_text())
+    config["augment"] = {"noise_probability": 0.5, "stretch_probability": 0.0, "time_masks": 2}
+    (workdir / "config.json").write_text(json.dumps(config))
+    rows = _Reader(_write(workdir)).rows
+    assert ["Augmentation", "white noise, time stretching", "white noise, time masks"] in rows
+
+
+def test_most_confident_mistakes_have_their_track_ids(no_pictures, workdir):
+    rows = _Reader(_write(workdir)).rows
+    start = 1 + rows.index(["Track", "True genre", "Predicted", "Probability", "Of the true genre"])
+    tracks = track_predictions(_predictions())
+    expected = []
+    for track_id, label, log_probs in zip(
+        tracks.track_id, tracks.label, tracks.log_probs, strict=True
+    ):
+        probabilities = np.exp(log_probs)
+        if (guess := probabilities.argmax()) != label:
+            shown = f"{probabilities[guess]:.3f}", f"{probabilities[label]:.3f}"
+            expected.append([str(track_id), GENRES[label], GENRES[guess], *shown])
+    expected.sort(key=lambda row: row[3], reverse=True)
+    assert len(expected) > 1 and rows[start : start + len(expected)] == expected
 
 
 def test_unknown_network_has_no_published_row(no_pictures, workdir):
@@ -158,14 +209,14 @@ def test_unknown_network_has_no_published_row(no_pictures, workdir):
     assert "The source published no scores for my&lt;net&gt;." in page
 
 
-def test_text_from_data_is_escaped(workdir):
+def test_text_from_data_is_escaped(no_pictures, workdir):
     skipped = [{"track_id": 1, "path": "<img src=x>.mp3", "reason": "a & b"}]
     page = _write(workdir, dataset="<b>mine", skipped=skipped)
     assert "R&amp;B &lt;x&gt;" in page
     assert "R&B <x>" not in page
     tags = set(_Reader(page).tags)
     assert not tags & {"x", "script", "here"}
-    assert page.count("<img") == 3
+    assert page.count("<img") == 5
     assert "<b>mine" not in page
 
 
@@ -188,7 +239,13 @@ def test_run_section_tells_how_it_was_made(no_pictures, workdir):
     page = _write(workdir)
     rows = _Reader(page).rows
     assert ["Parameters", "661,058"] in rows
-    assert ["Time taken (h:min:s)", "1:02:03"] in rows
+    assert ["Training and validation (h:min:s)", "1:02:03"] in rows
+    assert ["Cost", "1.03 h of 1 x cpu"] in rows
+    assert ["Training speed, median epoch", "6 clips/s"] in rows  # 4 steps of 4 clips in 4 and 2 s
+    compute = "8e+10 FLOP (32 clips of 2.5 GFLOP)"
+    assert ["Training compute, as XLA counts", compute] in rows
+    facts = report.read_facts(workdir)
+    assert facts["data"]["tracks_listed"] == 6416 and facts["run"]["parameters"] == 661058
     assert ["Versions", "jax 0.10.2"] in rows
     assert "train --workdir &lt;here&gt;" in page
     assert "&quot;hop_length&quot;: 512" in page
@@ -205,46 +262,49 @@ def test_notice_only_on_synthesised_music(no_pictures, workdir, synthetic):
 
 def test_pictures_are_written_and_embedded(workdir):
     page = _write(workdir)
-    for name in ("confusion_matrix", "training_curves", "spectrograms"):
+    for name in PICTURES:
         with Image.open(workdir / "report" / f"{name}.png") as picture:
             picture.load()
             assert picture.width > 700 and picture.height > 350
             assert len(picture.convert("L").getcolors()) > 30  # not a blank sheet
     assert all(len(alt) > 20 for alt in _Reader(page).alts)
-    left = sorted(path.name for path in (workdir / "report").iterdir())
-    assert left == [
-        "confusion_matrix.png",
-        "index.html",
-        "metrics.json",
-        "spectrograms.png",
-        "training_curves.png",
-    ]
+    left = {path.name for path in (workdir / "report").iterdir()}
+    others = {"index.html", "metrics.json", "predictions.csv", "run.json"}
+    assert left == others | {f"{name}.png" for name in PICTURES}
 
 
-def test_confusion_figure_writes_counts_and_colours_shares():
-    metrics = {name: _level(name, 0.5) for name in CONFUSION}
-    track, clip = report.confusion_figure(metrics, GENRES).axes[:2]
-    counts = [str(count) for row in CONFUSION["track"] for count in row]
-    assert [text.get_text() for text in track.texts] == counts
-    shares = clip.images[0].get_array()
+def test_confusion_figure_writes_counts_and_shares():
+    counts = [[21, 7, 2], [4, 26, 0], [0, 0, 0]]
+    axes = plots.confusion_figure(counts, GENRES, "Clips").axes[0]
+    written = [text.get_text() for text in axes.texts]
+    assert written == ["21\n70%", "7\n23%", "2\n7%", "4\n13%", "26\n87%", *["0"] * 4]
+    shares = axes.images[0].get_array()
     np.testing.assert_allclose(shares, [[0.7, 7 / 30, 2 / 30], [4 / 30, 26 / 30, 0], [0, 0, 0]])
-    assert track.get_title() == "Tracks (n = 20)"
-    assert _tick_labels(track) == GENRES
+    assert _tick_labels(axes) == GENRES
 
 
 def test_confusion_figure_holds_many_long_names():
     names = [f"A rather long name of genre {i}" for i in range(16)]
-    matrix = np.full((16, 16), 1234).tolist()
-    metrics = {name: {"confusion_matrix": matrix, "count": 9} for name in ("clip", "track")}
-    figure = report.confusion_figure(metrics, names)
+    figure = plots.confusion_figure(np.full((16, 16), 1234), names, "Tracks")
     figure.draw_without_rendering()  # lays it out
     axes = figure.axes[0]
     cell = axes.get_window_extent().width / 16
     assert max(text.get_window_extent().width for text in axes.texts) < cell
 
 
+def test_reliability_figure_draws_the_bins_of_metrics_json(workdir):
+    metrics = json.loads((workdir / "report" / "metrics.json").read_text())
+    track, clip = plots.reliability_figure(metrics).axes
+    for axes, level in ((track, "track"), (clip, "clip")):
+        bins = [row for row in metrics[level]["reliability"] if row["count"]]
+        bars = [(bar.get_x(), bar.get_height()) for bar in axes.patches]
+        assert bars == [(row["low"], row["accuracy"]) for row in bins]
+        assert sum(int(text.get_text()) for text in axes.texts) == metrics[level]["count"]
+        assert f"{metrics[level]['ece']:.3f}" in axes.get_title()
+
+
 def test_curves_mark_the_kept_epoch_and_pass_over_gaps():
-    loss, scores = report.curves_figure(LOG, 2).axes
+    loss, scores = plots.curves_figure(LOG, 2).axes
     lines = {line.get_label(): line for line in (*loss.lines, *scores.lines)}
     assert list(lines["kept: epoch 2"].get_xdata()) == [2, 2]
     np.testing.assert_array_equal(lines["train"].get_ydata(), [1.9, np.nan])
@@ -256,7 +316,7 @@ def test_curves_mark_the_kept_epoch_and_pass_over_gaps():
 def test_short_logs_still_make_a_report(workdir, rows):
     _write_log(workdir, rows)
     _write(workdir)
-    report._png(figure := report.curves_figure(rows, 1))
+    page_module.png(figure := plots.curves_figure(rows, 1))
     left, right = figure.axes[0].get_xlim()
     ticks = [tick for tick in figure.axes[0].get_xticks() if left <= tick <= right]
     assert ticks and all(tick == int(tick) for tick in ticks)
@@ -264,20 +324,20 @@ def test_short_logs_still_make_a_report(workdir, rows):
 
 def test_a_resumed_epoch_counts_once():
     again = LOG[0] | {"loss": 1.5}
-    loss = report.curves_figure([LOG[0], again], None).axes[0]
+    loss = plots.curves_figure([LOG[0], again], None).axes[0]
     assert [list(line.get_ydata()) for line in loss.lines] == [[1.5]]
 
 
 def test_examples_are_drawn_over_seconds():
     config = {"audio": {"sample_rate": 16000}, "mel": {"hop_length": 512, "top_db": 80.0}}
-    mel, wave = report.examples_figure(_examples(), config).axes[:2]
+    mel, wave = plots.examples_figure(_examples(), config).axes[:2]
     assert mel.images[0].get_extent() == [0, 64 * 512 / 16000, 0, 32]
     assert mel.images[0].get_clim() == (-80, 0)
     assert mel.images[0].get_array().shape == (32, 64)
     assert wave.lines[0].get_xdata()[-1] == pytest.approx(15999 / 16000)
     with pytest.raises(ValueError, match="shape"):
-        report.examples_figure([("x", np.zeros((1, 2, 3)))], config)
-    report._png(report.examples_figure([], config))
+        plots.examples_figure([("x", np.zeros((1, 2, 3)))], config)
+    page_module.png(plots.examples_figure([], config))
 
 
 @pytest.mark.parametrize(
@@ -285,13 +345,13 @@ def test_examples_are_drawn_over_seconds():
 )
 def test_missing_and_broken_inputs_are_named(no_pictures, workdir, name):
     (workdir / name).write_text('{"a": 1}\n{"b": ')
-    with pytest.raises(ValueError, match=re.escape(name) + r".*line 2.*train the run"):
+    with pytest.raises(InputError, match=re.escape(name) + r".*line 2.*train the run"):
         _write(workdir)
     (workdir / name).write_bytes(b"\xff\xfe\xff")
-    with pytest.raises(ValueError, match=re.escape(name) + ".*train the run"):
+    with pytest.raises(InputError, match=re.escape(name) + ".*train the run"):
         _write(workdir)
     (workdir / name).unlink()
-    with pytest.raises(FileNotFoundError, match=re.escape(name) + ".*train the run"):
+    with pytest.raises(InputError, match=re.escape(name) + ".*train the run"):
         _write(workdir)
     assert not (workdir / "report" / "index.html").exists()
 
@@ -301,12 +361,36 @@ def test_incomplete_metrics_are_named(no_pictures, workdir):
     metrics = json.loads(path.read_text())
     del metrics["track"]["per_class"]["Rock"]["recall"]
     path.write_text(json.dumps(metrics))
-    with pytest.raises(ValueError, match=r"metrics\.json.*track\.per_class\.Rock\.recall"):
+    with pytest.raises(InputError, match=r"metrics\.json.*track\.per_class\.Rock\.recall"):
         _write(workdir)
     metrics["track"] = metrics["clip"] | {"confusion_matrix": [[1, 2], [3, 4]]}
     path.write_text(json.dumps(metrics))
-    with pytest.raises(ValueError, match=r"metrics\.json: track\.confusion_matrix"):
+    with pytest.raises(InputError, match=r"metrics\.json: track\.confusion_matrix"):
         _write(workdir)
+
+
+def test_predictions_come_back_from_the_file(workdir):
+    written = _predictions()
+    found = read_predictions(workdir, GENRES)
+    for name in ("track_id", "clip", "label"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(written, name))
+    np.testing.assert_allclose(found.log_probs, written.log_probs, atol=1e-6)
+
+
+@pytest.mark.parametrize("damage", ["genres", "rows", "torn", "missing"])
+def test_damaged_predictions_are_named(workdir, damage):
+    path, genres = workdir / "report" / "predictions.csv", GENRES
+    lines = path.read_text().splitlines()
+    if damage == "genres":
+        genres = ["other", "genres"]
+    elif damage == "rows":
+        path.write_text(lines[0])
+    elif damage == "torn":
+        path.write_text("\n".join(lines)[:-30])
+    else:
+        path.unlink()
+    with pytest.raises(InputError, match=r"predictions\.csv.*--mode=eval"):
+        read_predictions(workdir, genres)
 
 
 def test_a_failure_leaves_the_last_report(no_pictures, workdir):
@@ -319,7 +403,7 @@ def test_a_failure_leaves_the_last_report(no_pictures, workdir):
 def test_numbers_are_rounded_and_gaps_shown():
     values = (1234, 0.12345, np.float32(0.5), np.int64(1000), None, float("nan"), "a<b")
     expected = ["1,234", "0.123", "0.500", "1,000", "–", "–", "a&lt;b"]
-    assert [report._text(value) for value in values] == expected
+    assert [page_module.text(value) for value in values] == expected
 
 
 def test_import_needs_no_accelerator_library():
