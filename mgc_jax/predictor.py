@@ -35,7 +35,7 @@ _CHUNK = 8  # clips that a thread decodes before it turns to the next file
 _MAX_FRAMES = 4096  # of a spectrogram
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)  # arrays have no one truth value
 class Prediction:
     """What a network says of one source.
 
