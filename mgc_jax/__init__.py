@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def load(workdir, batch_size: int = 8) -> "Predictor":
-    """Loads a trained run: `mgc_jax.predictor.Predictor`, imported when it is asked for."""
-    from mgc_jax.predictor import Predictor
+    """Loads a trained run: `mgc_jax.predictor.load`, imported only when it is called."""
+    from mgc_jax import predictor
 
-    return Predictor(workdir, batch_size)
+    return predictor.load(workdir, batch_size)

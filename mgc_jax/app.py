@@ -39,7 +39,9 @@ def main(argv: list[str]) -> None:
         raise InputError("gradio is not installed: pip install -e '.[app]'") from None
     import mgc_jax
 
-    page = build_page(mgc_jax.load(_WORKDIR.value), os.path.basename(os.path.abspath(_WORKDIR.value)))
+    page = build_page(
+        mgc_jax.load(_WORKDIR.value), os.path.basename(os.path.abspath(_WORKDIR.value))
+    )
     # The default theme's fonts come from elsewhere.
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     try:
@@ -89,7 +91,7 @@ def _show(results: list["Prediction"]) -> None:
         gr.Markdown(f"### {name}")
         with gr.Row():
             gr.Label(result.ranking, label="Genres", scale=1)
-            gr.Plot(plot_timeline(result), label="Spectrogram and genres over time", scale=2)
+            gr.Plot(plot_timeline(result), show_label=False, scale=2)
 
 
 if __name__ == "__main__":

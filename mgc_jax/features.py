@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
+import scipy.fft
 import scipy.sparse
 
 from mgc_jax.errors import InputError
@@ -67,7 +68,7 @@ class LogMel:
 
     def __init__(self, settings: ClipSettings):
         self._settings = settings
-        # Periodic Hann. (scipy.signal and scipy.fft take most of a second to import.)
+        # Periodic Hann. (Importing scipy.signal takes half a second.)
         hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(settings.n_fft) / settings.n_fft)
         self.window = hann.astype(np.float32)
         self.filterbank = scipy.sparse.csr_array(
@@ -91,7 +92,7 @@ class LogMel:
         padded = np.pad(clip, s.n_fft // 2)
         windows = np.lib.stride_tricks.sliding_window_view(padded, s.n_fft)[:: s.hop_length]
         windows = windows[: s.frames]
-        spectrum = np.fft.rfft(windows * self.window, axis=1)
+        spectrum = scipy.fft.rfft(windows * self.window, axis=1, overwrite_x=True)
         power = spectrum.real**2 + spectrum.imag**2
         mel = np.maximum((self.filterbank @ power.T).T, np.float32(MIN_POWER))
         return np.maximum(10 * np.log10(mel / mel.max()), np.float32(-s.top_db))

@@ -53,14 +53,14 @@ def main(argv: list[str]) -> None:
     if missing := [path for path in argv[1:] if not os.path.exists(path)]:
         raise InputError(f"no such file or folder: {missing[0]}")
     # Not at the top: they take a second, and --help none.
-    from mgc_jax.predictor import Predictor, find_files
+    from mgc_jax.predictor import find_files, load
 
     files = list(find_files(argv[1:]))
     if not files:
         raise InputError("no audio files: name files, or folders that hold some")
     if _PLOT.value:
         _make_folder(_PLOT.value)
-    predictor = Predictor(_WORKDIR.value, _BATCH_SIZE.value)
+    predictor = load(_WORKDIR.value, _BATCH_SIZE.value)
     # File names need not be UTF-8: what JSON writes for such bytes will do everywhere.
     sys.stdout.reconfigure(errors="backslashreplace")
     if _FORMAT.value == "csv":

@@ -35,6 +35,22 @@ _CHUNK = 8  # clips that a thread decodes before it turns to the next file
 _MAX_FRAMES = 4096  # of a spectrogram
 
 
+def load(workdir: str | os.PathLike, batch_size: int = 8) -> "Predictor":
+    """Loads the best checkpoint of a run.
+
+    Args:
+        workdir: of the run; nothing else is needed.
+        batch_size: clips a step, rounded up to a multiple of the devices. It changes the speed
+            only: 8 suits a CPU, an accelerator is busier with more.
+
+    Raises:
+        InputError: the workdir holds no run or no finished epoch, or its settings cannot be met.
+    """
+    workdir = Path(workdir).absolute()
+    parallel.use_compilation_cache(workdir.parent / "jax_cache")
+    return Predictor(train.load_run(workdir), batch_size)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)  # arrays have no one truth value
 class Prediction:
     """What a network says of one source.
@@ -92,23 +108,10 @@ class _Track:
 
 
 class Predictor:
-    """The best checkpoint of a run, with the features that it was trained on."""
+    """A trained network, with the features that it was trained on."""
 
-    def __init__(self, workdir: str | os.PathLike, batch_size: int = 8):
-        """Loads a run; `mgc_jax.load` is its short name.
-
-        Args:
-            workdir: of the run; nothing else is needed.
-            batch_size: clips a step, rounded up to a multiple of the devices. It changes the speed
-                only: 8 suits a CPU, an accelerator is busier with more.
-
-        Raises:
-            InputError: the workdir holds no run or no finished epoch, or its settings cannot be
-                met.
-        """
-        workdir = Path(workdir).absolute()
-        parallel.use_compilation_cache(workdir.parent / "jax_cache")
-        run = train.load_run(workdir)
+    def __init__(self, run: train.TrainedRun, batch_size: int = 8):
+        """Puts a run's network on all devices; arguments as for `load`."""
         self.genres = tuple(run.genres)
         self._settings, self._features = run.settings, run.model.features
         self._variables = parallel.replicate(run.variables)
