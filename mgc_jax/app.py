@@ -1,7 +1,7 @@
 """A page that shows the genres of audio files dropped on it, or recorded.
 
     python -m mgc_jax.app --workdir=runs/densenet
-    python -m mgc_jax.app --workdir=runs/densenet --host=0.0.0.0 --port=80    # for the whole network
+    python -m mgc_jax.app --workdir=runs/densenet --host=0.0.0.0 --port=8000    # for others too
 
 Needs the extra `app` (pip install -e ".[app]"); the page loads nothing from other hosts.
 """

@@ -24,7 +24,6 @@ from mgc_jax.errors import InputError
 
 if TYPE_CHECKING:
     import jax
-    from jax import export as jax_export
 
     from mgc_jax.features import ClipSettings
 
