@@ -42,6 +42,9 @@ class ClipSettings:
     top_db: float
 
     def __post_init__(self):
+        for name, value in dataclasses.asdict(self).items():
+            if not isinstance(value, int | float) or not 0 < value < float("inf"):
+                raise InputError(f"{name}={value!r}: need a number above 0")
         available = 1 + self.clip_samples // self.hop_length
         if not 0 < self.frames <= available:
             raise InputError(
@@ -51,8 +54,17 @@ class ClipSettings:
 
     @classmethod
     def from_config(cls, config: Mapping) -> "ClipSettings":
-        """Picks the settings out of a config's `audio` and `mel` parts."""
-        return cls(**config["audio"], **config["mel"])
+        """Picks the settings out of a config's `audio` and `mel` parts.
+
+        Raises:
+            InputError: a setting is missing, unknown or impossible.
+        """
+        given = {**config["audio"], **config["mel"]}
+        names = {field.name for field in dataclasses.fields(cls)}
+        if different := sorted(given.keys() ^ names):
+            problem = "unknown" if different[0] in given else "missing"
+            raise InputError(f"the setting {different[0]} of audio or mel is {problem}")
+        return cls(**given)
 
     @property
     def clip_samples(self) -> int:

@@ -128,9 +128,9 @@ def test_features_come_from_the_run_and_not_from_defaults(workdir, music, tmp_pa
     [
         ("mel", {"n_mels": 128}, "513"),
         ("mel", {"frames": 130}, "mel.frames=130"),
-        ("mel", {"fmin": 20}, "fmin"),
-        ("mel", {"top_db": None}, "top_db"),
-        ("audio", {"sample_rate": 0}, "sample_rate"),
+        ("mel", {"fmin": 20}, "the setting fmin of audio or mel is unknown"),
+        ("mel", {"top_db": None}, "top_db=None"),
+        ("audio", {"sample_rate": 0}, "sample_rate=0"),
     ],
 )
 def test_settings_that_cannot_be_met_are_refused(workdir, tmp_path, part, changes, says):
