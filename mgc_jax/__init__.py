@@ -1,3 +1,19 @@
-"""Music genre classification in JAX/Flax: from a folder of MP3s to a network and its report."""
+"""Music genre classification in JAX/Flax: from a folder of MP3s to a network and its report.
+
+`mgc_jax.load(workdir).predict(["song.mp3"])` gives the genres of audio files: see
+`mgc_jax.predictor`.
+"""
+
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from mgc_jax.predictor import Predictor
+
+
+def load(workdir, batch_size: int = 8) -> "Predictor":
+    """Loads a trained run: `mgc_jax.predictor.load`, imported only when it is called."""
+    from mgc_jax import predictor
+
+    return predictor.load(workdir, batch_size)

@@ -9,7 +9,7 @@ import contextlib
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import soundfile
@@ -124,9 +124,16 @@ def read_clips(
     Raises:
         InputError: as `read_blocks`, or the file is shorter than one second.
     """
+    return cut_clips(read_blocks(path, sample_rate), sample_rate, clip_samples)
+
+
+def cut_clips(
+    blocks: Iterable[np.ndarray], sample_rate: int, clip_samples: int
+) -> Iterator[np.ndarray]:
+    """As `read_clips`, for a waveform in pieces `[samples] float32` of any length."""
     clip, filled, count = np.empty(clip_samples, np.float32), 0, 0
     try:
-        for block in read_blocks(path, sample_rate):
+        for block in blocks:
             while len(block):
                 part = block[: clip_samples - filled]
                 clip[filled : filled + len(part)] = part

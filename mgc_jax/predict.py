@@ -1,131 +1,143 @@
 """Genres of anyone's audio files, from a trained run's workdir alone.
 
     python -m mgc_jax.predict --workdir=runs/densenet song.mp3 my_music/
+    python -m mgc_jax.predict --workdir=runs/densenet mix.flac --timeline --plot=pictures
 
-A file's genres are the mean of its clips' log-probabilities. Bad files are reported and the rest go
+A file's genres are the mean of its clips' log-probabilities; --timeline shows the clips. Files may
+have any length, folders are searched for audio. Bad files are reported on stderr and the rest go
 on; the exit code is 1 if any was bad. Files go through the features that the run was trained with.
 """
 
+import csv
+import itertools
 import json
-import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
 from absl import flags
+from tqdm import tqdm
 
 from mgc_jax import cli
 from mgc_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from mgc_jax.predictor import Prediction
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Workdir of the run whose best checkpoint predicts."
 )
 _FORMAT = flags.DEFINE_enum(
-    "format", "table", ["table", "json"], "A table for people, or one JSON object a file."
+    "format",
+    "table",
+    ["table", "json", "csv"],
+    "A table for people, one JSON object a line, or CSV with one row a file. Files that cannot be "
+    "used have the reason in `error` in the latter two.",
 )
 _TOP = flags.DEFINE_integer("top", 3, "Genres that the table lists for each file.", lower_bound=1)
-
-_EXTENSIONS = {".mp3", ".flac", ".ogg", ".oga", ".opus", ".wav", ".aif", ".aiff"}
-# Clips a step, or a multiple that all devices share; the last step is filled up, so that nothing
-# compiles twice.
-_BATCH_SIZE = 8
-
-
-class Predictor:
-    """The best checkpoint of a run, with the features that it was trained on."""
-
-    def __init__(self, workdir: str | os.PathLike):
-        """Loads a run.
-
-        Raises:
-            InputError: the workdir holds no run, or no finished epoch.
-        """
-        import jax
-
-        from mgc_jax import parallel, train
-
-        workdir = Path(workdir).absolute()
-        parallel.use_compilation_cache(workdir.parent / "jax_cache")
-        run = train.load_run(workdir)
-        self.genres, self._settings, self._features = run.genres, run.settings, run.model.features
-        self._variables = parallel.replicate(run.variables)
-        self._predict_step = train.compile_predict_step(run.model)
-        self._batch_size = math.lcm(_BATCH_SIZE, jax.device_count())
-
-    def predict(self, path: str | os.PathLike) -> dict[str, float]:
-        """Ranks the genres of one file.
-
-        Returns:
-            Genre to probability, likeliest first.
-
-        Raises:
-            InputError: the file cannot be used; the message is the reason.
-        """
-        from mgc_jax.datasets.clips import extract_clips
-
-        clips = extract_clips(str(path), self._settings, self._features)
-        log_probs = np.concatenate(
-            [
-                self._predict_clips(clips[i : i + self._batch_size])
-                for i in range(0, len(clips), self._batch_size)
-            ]
-        )
-        scores = np.exp(log_probs.mean(axis=0, dtype=np.float64))
-        scores /= scores.sum()
-        return {self.genres[i]: float(scores[i]) for i in np.argsort(-scores)}
-
-    def _predict_clips(self, clips: list[dict[str, np.ndarray]]) -> np.ndarray:
-        padded = [clips[min(i, len(clips) - 1)] for i in range(self._batch_size)]
-        batch = {name: np.stack([clip[name] for clip in padded]) for name in self._features}
-        return np.asarray(self._predict_step(self._variables, batch))[: len(clips)]
-
-
-def find_files(paths: Sequence[str]) -> Iterator[str]:
-    """Files as given, and the audio files below folders, sorted."""
-    for path in paths:
-        if os.path.isdir(path):
-            found = (
-                p for p in Path(path).rglob("*") if p.suffix.lower() in _EXTENSIONS and p.is_file()
-            )
-            yield from sorted(map(str, found))
-        else:
-            yield path
+_TIMELINE = flags.DEFINE_bool("timeline", False, "Genres over time too, clip by clip.")
+_PLOT = flags.DEFINE_string(
+    "plot", None, "Folder for a picture of each file: spectrogram and genres over time."
+)
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 8, "Clips a step; changes the speed only.", lower_bound=1
+)
 
 
 def main(argv: list[str]) -> None:
     if not _WORKDIR.value:
         raise InputError("--workdir=... is missing: the folder of a trained run")
+    if _TIMELINE.value and _FORMAT.value == "csv":
+        raise InputError("--timeline does not fit into --format=csv: use json")
     if missing := [path for path in argv[1:] if not os.path.exists(path)]:
         raise InputError(f"no such file or folder: {missing[0]}")
+    # Not at the top: they take a second, and --help none.
+    from mgc_jax.predictor import find_files, load
+
     files = list(find_files(argv[1:]))
     if not files:
         raise InputError("no audio files: name files, or folders that hold some")
-    predictor = Predictor(_WORKDIR.value)
-    failed = 0
-    for path in files:
-        try:
-            _print_ranking(path, predictor.predict(path))
-        except InputError as error:
-            failed += 1
-            print(f"error: {path}: {error}", file=sys.stderr)
-            if _FORMAT.value == "json":
-                print(json.dumps({"path": path, "error": str(error)}))
+    if _PLOT.value:
+        _make_folder(_PLOT.value)
+    predictor = load(_WORKDIR.value, _BATCH_SIZE.value)
+    # File names need not be UTF-8: what JSON writes for such bytes will do everywhere.
+    sys.stdout.reconfigure(errors="backslashreplace")
+    if _FORMAT.value == "csv":
+        columns = [f"prob_{genre}" for genre in predictor.genres]
+        csv.writer(sys.stdout).writerow(["path", "genre", *columns, "error"])
+    failed, plotted = 0, set()
+    with tqdm(total=len(files), unit="file", leave=False, disable=None) as bar:
+        for result in predictor.stream(files, spectrograms=bool(_PLOT.value)):
+            with bar.external_write_mode():
+                if result.error is not None:
+                    failed += 1
+                    print(f"error: {result.source}: {result.error}", file=sys.stderr)
+                _WRITERS[_FORMAT.value](result, predictor.genres)
+                sys.stdout.flush()
+            if _PLOT.value and result.error is None:
+                _save_plot(result, plotted)
+            bar.update()
     if failed:
         raise InputError(f"{failed} of {len(files)} files could not be used")
 
 
-def _print_ranking(path: str, ranking: dict[str, float]) -> None:
-    if _FORMAT.value == "json":
-        genre = next(iter(ranking))
-        print(
-            json.dumps({"path": path, "genre": genre, "probabilities": ranking}, ensure_ascii=False)
-        )
+def _write_table(result: "Prediction", genres: tuple[str, ...]) -> None:
+    if result.error is not None:
         return
-    print(path)
-    for genre, probability in list(ranking.items())[: _TOP.value]:
+    print(result.source)
+    for genre, probability in list(result.ranking.items())[: _TOP.value]:
         print(f"  {probability:6.1%}  {genre}")
+    if _TIMELINE.value:
+        for i, row in enumerate(result.timeline):
+            minutes, seconds = divmod(int(i * result.clip_seconds), 60)
+            print(f"  {minutes:3d}:{seconds:02d}  {row.max():6.1%}  {genres[row.argmax()]}")
+
+
+def _write_json(result: "Prediction", genres: tuple[str, ...]) -> None:
+    found = {"path": result.source}
+    if result.error is not None:
+        found["error"] = result.error
+    else:
+        found |= {"genre": result.genre, "probabilities": result.ranking}
+        if _TIMELINE.value:
+            found["timeline"] = [
+                {
+                    "start": i * result.clip_seconds,
+                    "probabilities": dict(zip(genres, row.tolist(), strict=True)),
+                }
+                for i, row in enumerate(result.timeline)
+            ]
+    print(json.dumps(found, ensure_ascii=False))
+
+
+def _write_csv(result: "Prediction", genres: tuple[str, ...]) -> None:
+    probabilities = [result.ranking.get(genre) for genre in genres]
+    row = [result.source, result.genre, *probabilities, result.error]
+    csv.writer(sys.stdout).writerow(row)
+
+
+_WRITERS = {"table": _write_table, "json": _write_json, "csv": _write_csv}
+
+
+def _make_folder(path: str) -> None:
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to --plot={path}: {error.strerror}") from None
+
+
+def _save_plot(result: "Prediction", written: set[str]) -> None:
+    """Writes `song.mp3.png`, or `song.mp3-2.png` where files of several folders share a name."""
+    from mgc_jax.timeline import plot_timeline
+
+    base = name = os.path.basename(result.source)
+    for number in itertools.count(2):
+        if name not in written:
+            break
+        name = f"{base}-{number}"
+    written.add(name)
+    plot_timeline(result).savefig(os.path.join(_PLOT.value, f"{name}.png"))
 
 
 if __name__ == "__main__":

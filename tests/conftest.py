@@ -1,6 +1,8 @@
 """A small corpus of synthesised MP3s and its TFRecords, made once a session."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,8 @@ import soundfile
 from configs import default
 from mgc_jax.datasets import builders, demo
 from mgc_jax.input_pipeline import open_dataset
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="session")
@@ -62,3 +66,25 @@ def write_audio(path: Path, seconds: float, rate: int = 44100, channels: int = 2
     bursts = rng.normal(size=(len(t), channels)) * np.exp(-8 * (t % 0.5))[:, None] * 0.2
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, (chord[:, None] + bursts).astype(np.float32), rate)
+
+
+@pytest.fixture(scope="session")
+def workdir(prepared, tmp_path_factory) -> Path:
+    """A trained run of Baseline A (2D)."""
+    workdir = tmp_path_factory.mktemp("runs") / "run"
+    flags = (
+        f"--config={ROOT}/configs/baseline_a_2d.py",
+        f"--config.data_dir={prepared.data_dir}",
+        f"--workdir={workdir}",
+        "--config.batch_size=8",
+        "--config.num_epochs=2",
+        "--config.learning_rate=1e-3",
+    )
+    call("main", *flags).check_returncode()
+    return workdir
+
+
+def call(module: str, *arguments, **kwargs) -> subprocess.CompletedProcess:
+    """Runs a command of the package, as a user types it."""
+    command = [sys.executable, "-m", f"mgc_jax.{module}", *map(str, arguments)]
+    return subprocess.run(command, **{"cwd": ROOT, "capture_output": True, "text": True} | kwargs)

@@ -273,7 +273,7 @@ def test_predict_bad_use(finished, tmp_path):
         assert done.stderr.startswith("error: ") and says in done.stderr
 
 
-@pytest.mark.parametrize("module", ["main", "prepare", "predict"])
+@pytest.mark.parametrize("module", ["main", "prepare", "predict", "app", "export"])
 def test_help_shows_how_to_use_it(module):
     done = call(module, "--help")
     assert f"python -m mgc_jax.{module} --" in done.stdout
@@ -286,8 +286,8 @@ def test_predict_imports_no_tensorflow(finished, corpus):
     code = (
         "import sys; sys.modules['tensorflow'] = None\n"
         "from mgc_jax import features, metrics, models, parallel, train\n"
-        "from mgc_jax.predict import Predictor\n"
-        "print(len(Predictor(sys.argv[1]).predict(sys.argv[2])))"
+        "import mgc_jax\n"
+        "print(len(mgc_jax.load(sys.argv[1]).predict(sys.argv[2])[0].ranking))"
     )
     arguments = [sys.executable, "-c", code, str(workdir), str(next(corpus.rglob("*.mp3")))]
     done = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT)

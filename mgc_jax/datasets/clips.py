@@ -28,12 +28,19 @@ def iter_clips(
     Raises:
         InputError: the file cannot be used; the message is the reason. It may come after clips.
     """
-    compute = {
-        "mel": lambda clip: features.encode_mel(_log_mel(settings)(clip), settings.top_db),
-        "waveform": features.encode_waveform,
-    }
     for clip in audio.read_clips(path, settings.sample_rate, settings.clip_samples):
-        yield {name: compute[name](clip) for name in names}
+        yield clip_features(clip, settings, names)
+
+
+def clip_features(
+    clip: np.ndarray, settings: features.ClipSettings, names: tuple[str, ...]
+) -> Clip:
+    """The stored features of one clip `[samples] float32`, as `iter_clips` gives them."""
+    compute = {
+        "mel": lambda: features.encode_mel(_log_mel(settings)(clip), settings.top_db),
+        "waveform": lambda: features.encode_waveform(clip),
+    }
+    return {name: compute[name]() for name in names}
 
 
 def extract_clips(path: str, settings: features.ClipSettings, names: tuple[str, ...]) -> list[Clip]:

@@ -1,0 +1,109 @@
+"""Exported networks, against the package's own features and predictions."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from conftest import call, write_audio
+
+import mgc_jax
+from configs import default
+from mgc_jax import audio, export, features
+
+SETTINGS = features.ClipSettings.from_config(default.get_config())
+LOADERS = {
+    "network.jax_export": """
+from jax import export
+file = export.deserialize(bytearray(open(f"{out}/network.jax_export", "rb").read()))
+call = lambda clips: np.asarray(file.call(clips))
+""",
+    "saved_model": """
+import tensorflow as tf
+model = tf.saved_model.load(f"{out}/saved_model")
+call = lambda clips: model.predict(clips).numpy()
+""",
+}
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    path = tmp_path_factory.mktemp("export") / "song.flac"
+    write_audio(path, 31.0)
+    return np.stack(list(audio.read_clips(path, SETTINGS.sample_rate, SETTINGS.clip_samples)))
+
+
+@pytest.fixture(scope="module")
+def exported(workdir, tmp_path_factory):
+    out = tmp_path_factory.mktemp("a folder") / "exported"
+    done = call("export", f"--workdir={workdir}", out)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stderr.splitlines()) == 2, done.stderr
+    return out
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"n_mels": 128, "frames": 513, "hop_length": 312}, {"top_db": 60.0}]
+)
+def test_log_mel_is_that_of_the_features(clips, changes):
+    settings = dataclasses.replace(SETTINGS, **changes)
+    with jax.enable_x64(True):
+        found = np.asarray(export.log_mel(np.concatenate([clips, 0 * clips[:1]]), settings))
+    expected = [features.LogMel(settings)(clip) for clip in [*clips, 0 * clips[0]]]
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=0.005)
+
+
+def test_waveforms_are_rounded_as_they_are_stored(clips):
+    loud = clips * 3
+    assert np.abs(loud).max() > 1
+    expected = features.to_network_input("waveform", features.encode_waveform(loud))
+    np.testing.assert_array_equal(export.network_input("waveform", loud, SETTINGS), expected)
+
+
+def test_fresh_processes_give_the_same_numbers(workdir, exported, clips, tmp_path):
+    """Without this package, for batches of one and of three."""
+    np.save(tmp_path / "clips.npy", clips)
+    found = {}
+    for name, loader in LOADERS.items():
+        code = f"""
+import sys
+import numpy as np
+sys.modules["mgc_jax"] = None
+out = sys.argv[1]
+{loader}
+clips = np.load("clips.npy")
+np.save("{name}.npy", np.concatenate([call(clips), call(clips[:1])]))
+"""
+        command = [sys.executable, "-c", code, str(exported)]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        found[name] = np.load(tmp_path / f"{name}.npy")
+    ours, theirs = found.values()
+    assert ours.shape == (4, 8)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    np.testing.assert_allclose(ours[0], ours[3], atol=1e-5)
+    np.testing.assert_allclose(ours.sum(axis=1), 1, atol=1e-5)
+    about = json.loads((exported / "model.json").read_text())
+    (own,) = mgc_jax.load(workdir).predict(clips.ravel(), about["sample_rate"])
+    assert tuple(about["genres"]) == own.genres and about["clip_samples"] == clips.shape[1]
+    # The features' float32 transforms take some bytes of the stored picture to their neighbours.
+    np.testing.assert_allclose(ours[:3], own.timeline, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "arguments,says",
+    [
+        (("out",), "--workdir=... is missing"),
+        (("--workdir=W",), "one folder to write to"),
+        (("--workdir=/no/such/run", "out"), "no trained run"),
+        (("--workdir=W", "README.md/out"), "cannot write to README.md/out"),
+    ],
+)
+def test_bad_use_is_one_line(arguments, says):
+    done = call("export", *arguments)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: ") and says in done.stderr

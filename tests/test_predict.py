@@ -1,0 +1,234 @@
+"""Prediction of anyone's audio: the Python API, and what the command prints."""
+
+import csv
+import io
+import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
+import tracemalloc
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+from conftest import ROOT, call, write_audio
+
+import mgc_jax
+from mgc_jax import train
+from mgc_jax.datasets.clips import extract_clips
+from mgc_jax.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def network(workdir):
+    return mgc_jax.load(workdir)
+
+
+@pytest.fixture(scope="module")
+def music(tmp_path_factory):
+    """Files of 1, 2, 1 (repeated), and 9 clips, in folders, and a file that is no audio."""
+    root = tmp_path_factory.mktemp("music")
+    write_audio(root / "a" / "one.mp3", 12.0, seed=1)
+    write_audio(root / "a" / "two.flac", 25.0, 22050, 1, seed=2)
+    write_audio(root / "b" / "deep" / "long.ogg", 93.0, 16000, 2, seed=3)
+    write_audio(root / "b" / "short.wav", 2.5, 8000, 3, seed=4)
+    (root / "bad.mp3").write_text("not music")
+    (root / "notes.txt").write_text("not asked for")
+    return root
+
+
+def by_hand(workdir, path):
+    """One file's clips through the network, without batches; log-probabilities."""
+    run = train.load_run(workdir)
+    mel = np.stack([clip["mel"] for clip in extract_clips(str(path), run.settings, ("mel",))])
+    logits = run.model.apply(run.variables, mel / np.float32(255) * 2 - 1, train=False)
+    return np.asarray(jax.nn.log_softmax(logits))
+
+
+@pytest.mark.parametrize("batch_size", [3, 8])
+def test_files_share_batches_and_get_their_own_clips(workdir, music, batch_size):
+    found = mgc_jax.load(workdir, batch_size).predict([music])
+    names = [os.path.relpath(result.source, music) for result in found]
+    assert names == ["a/one.mp3", "a/two.flac", "b/deep/long.ogg", "b/short.wav", "bad.mp3"]
+    assert [len(result.timeline) for result in found] == [1, 2, 9, 1, 0]
+    for result in found[:-1]:
+        expected = by_hand(workdir, result.source)
+        np.testing.assert_allclose(result.timeline, np.exp(expected), atol=1e-5)
+        mean = np.exp(expected.mean(axis=0, dtype=np.float64))
+        for genre, share in zip(result.genres, mean / mean.sum(), strict=True):
+            assert result.ranking[genre] == pytest.approx(share, abs=1e-5)
+        assert list(result.ranking.values()) == sorted(result.ranking.values(), reverse=True)
+        assert result.genre == result.genres[mean.argmax()] and result.error is None
+    assert "cannot be decoded" in found[-1].error
+    assert found[-1].genre is None and found[-1].ranking == {}
+
+
+def test_arrays_are_as_files(network, tmp_path):
+    write_audio(tmp_path / "x.flac", 21.0)
+    array, rate = soundfile.read(tmp_path / "x.flac", dtype="float32")
+    of_file, of_array = network.predict([tmp_path / "x.flac", array], sample_rate=rate)
+    np.testing.assert_allclose(of_array.timeline, of_file.timeline, atol=1e-4)
+    assert of_array.source == "array 0" and len(of_array.timeline) == 2
+    assert network.predict(array[:, 0], sample_rate=rate)[0].genre == of_file.genre
+    errors = [
+        result.error
+        for result in network.predict(
+            [np.zeros(100), np.zeros(16000, np.int16), np.full(16000, np.nan), np.zeros((0, 2))]
+        )
+    ]
+    for error, says in zip(errors, ["too short", "int16", "not finite", "too short"], strict=True):
+        assert says in error
+
+
+def test_nothing_compiles_after_the_first_batch(workdir, music):
+    network = mgc_jax.load(workdir)
+    network.predict(music / "a" / "one.mp3")
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(event) if "compile" in event else None
+    )
+    try:
+        network.predict([music, music / "a"])
+        assert compiled == []
+        mgc_jax.load(workdir, batch_size=5).predict(music / "a" / "one.mp3")
+        assert compiled  # the listener does hear
+    finally:
+        jax.monitoring.clear_event_listeners()
+
+
+def test_memory_does_not_grow_with_the_file(network, tmp_path):
+    noise = np.random.default_rng(0).normal(scale=0.1, size=16000 * 60).astype(np.float32)
+    with soundfile.SoundFile(tmp_path / "long.wav", "w", 16000, 1) as file:
+        for _ in range(30):
+            file.write(noise)
+    tracemalloc.start()
+    (result,) = network.predict(tmp_path / "long.wav", spectrograms=True)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(result.timeline) == 180
+    assert len(result.spectrogram) <= 4096 and result.spectrogram.min() >= -80
+    assert peak < 50e6 < 30 * noise.nbytes
+
+
+def test_features_come_from_the_run_and_not_from_defaults(workdir, music, tmp_path):
+    config = json.loads((workdir / "config.json").read_text())
+    config["mel"]["top_db"] = 40.0
+    other = with_config(workdir, tmp_path, config)
+    path = music / "a" / "one.mp3"
+    (found,) = mgc_jax.load(other).predict(path)
+    np.testing.assert_allclose(found.timeline, np.exp(by_hand(other, path)), atol=1e-5)
+    assert np.abs(found.timeline - mgc_jax.load(workdir).predict(path)[0].timeline).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "part,changes,says",
+    [
+        ("mel", {"n_mels": 128}, "513"),
+        ("mel", {"frames": 130}, "mel.frames=130"),
+        ("mel", {"fmin": 20}, "the setting fmin of audio or mel is unknown"),
+        ("mel", {"top_db": None}, "top_db=None"),
+        ("audio", {"sample_rate": 0}, "sample_rate=0"),
+    ],
+)
+def test_settings_that_cannot_be_met_are_refused(workdir, tmp_path, part, changes, says):
+    config = json.loads((workdir / "config.json").read_text())
+    config[part] |= changes
+    with pytest.raises(InputError, match=says):
+        mgc_jax.load(with_config(workdir, tmp_path, config))
+
+
+def with_config(workdir, folder, config):
+    """A copy of a run with another config."""
+    shutil.copytree(workdir / "checkpoints" / "best", folder / "run" / "checkpoints" / "best")
+    shutil.copy(workdir / "genres.json", folder / "run")
+    (folder / "run" / "config.json").write_text(json.dumps(config))
+    return folder / "run"
+
+
+def test_imports_only_what_it_needs(workdir, music):
+    """In a notebook: no flags of ours, and nothing heavy that predicting does without."""
+    code = """
+import sys
+import mgc_jax
+assert "jax" not in sys.modules  # importing the package costs nothing
+assert mgc_jax.load(sys.argv[1]).predict(sys.argv[2])[0].genre
+for name in ("tensorflow", "tensorflow_datasets", "matplotlib", "librosa", "gradio",
+             "scipy.signal", "mgc_jax.report", "mgc_jax.predict"):
+    assert name not in sys.modules, name
+from absl import flags
+assert not flags.FLAGS.is_parsed()
+ours = [m for m in flags.FLAGS.flags_by_module_dict() if "mgc_jax" in m or m == sys.argv[0]]
+assert not ours, ours
+"""
+    arguments = [sys.executable, "-c", code, str(workdir), str(music / "a" / "one.mp3")]
+    done = subprocess.run(arguments, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+def test_json_with_timeline_and_plots(workdir, music, tmp_path):
+    odd = os.fsencode(tmp_path) + b"/m\xfcsik.mp3"  # Latin-1
+    shutil.copy(os.fsencode(music / "a" / "one.mp3"), odd)
+    flags = ("--format=json", "--timeline", f"--plot={tmp_path / 'plots'}")
+    again = music / "a" / ".." / "a" / "one.mp3"
+    done = call("predict", f"--workdir={workdir}", *flags, music, again, os.fsdecode(odd))
+    assert done.returncode == 1
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    long, bad = rows[2], rows[4]
+    assert [step["start"] for step in long["timeline"]] == [10.0 * i for i in range(9)]
+    assert long["genre"] == max(long["probabilities"], key=long["probabilities"].get)
+    for step in long["timeline"]:
+        assert sum(step["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    assert set(bad) == {"path", "error"} and "cannot be decoded" in bad["error"]
+    assert os.fsencode(rows[-1]["path"]) == odd and rows[-1]["genre"]
+    assert done.stderr.splitlines()[0].endswith(f"bad.mp3: {bad['error']}")
+    assert len(done.stderr.splitlines()) == 2  # no bar, where there is no terminal
+    plots = sorted(path.name for path in (tmp_path / "plots").iterdir())
+    assert len(plots) == 6 and {"one.mp3.png", "one.mp3-2.png", "long.ogg.png"} < set(plots)
+    for path in (tmp_path / "plots").iterdir():
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_csv_has_one_row_a_file(workdir, music):
+    done = call("predict", f"--workdir={workdir}", "--format=csv", music)
+    assert done.returncode == 1
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    genres = json.loads((workdir / "genres.json").read_text())
+    assert len(rows) == 5
+    for row in rows[:-1]:
+        shares = {genre: float(row[f"prob_{genre}"]) for genre in genres}
+        assert row["genre"] == max(shares, key=shares.get) and row["error"] == ""
+    assert rows[-1]["genre"] == "" and "cannot be decoded" in rows[-1]["error"]
+
+
+def test_table_with_timeline_and_a_bar_on_a_terminal(workdir, music):
+    terminal, other_end = pty.openpty()
+    done = call(
+        "predict",
+        f"--workdir={workdir}",
+        "--timeline",
+        music / "a" / "two.flac",
+        capture_output=False,
+        stdout=subprocess.PIPE,
+        stderr=other_end,
+    )
+    os.close(other_end)
+    assert b"/1 [" in os.read(terminal, 100_000)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 1 + 3 + 2
+    assert [line.split()[0] for line in lines[4:]] == ["0:00", "0:10"]
+
+
+@pytest.mark.parametrize(
+    "arguments,says",
+    [
+        (("--format=csv", "--timeline", "README.md"), "--timeline does not fit"),
+        (("--plot=README.md/x", "README.md"), "cannot write to --plot=README.md/x"),
+    ],
+)
+def test_bad_use_is_one_line(workdir, arguments, says):
+    done = call("predict", f"--workdir={workdir}", *arguments)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: ") and says in done.stderr
