@@ -3,22 +3,22 @@ shards.
 
 Records are parsed once, when the index is made (see `shards`). Any position of any epoch is then
 reached at no cost, the shuffle is complete without a buffer, and a set larger than memory streams
-through the page cache. A batch takes less time to copy than handing it from a thread of tf.data to
-the loop (benchmarks/RESULTS.md), so it is made in the loop's own thread, while the devices still
-compute the steps before.
+through the page cache. A tf.data.Dataset of step numbers drives the copying, ahead of the loop, in
+a thread of its own.
 """
 
 import functools
-import itertools
 import math
 import mmap
 import os
+import sys
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import tensorflow as tf
 import tensorflow_datasets as tfds
 from etils import epath
 from ml_collections import ConfigDict
@@ -32,6 +32,8 @@ from mgc_jax.features import ClipSettings
 _ALIGNMENT = 64
 # Batches ahead of the copied one whose pages the disk is asked for.
 _READ_AHEAD = 4
+# tf.data hands over several batches at a time, as a hand-over takes as long as copying one; bytes.
+_BLOCK, _MOST_BATCHES = 2**25, 8
 
 Batch = dict[str, np.ndarray]
 
@@ -90,27 +92,19 @@ class Split:
         """`label`, `track_id` and `clip`, each `[clips] int64`, in stored order."""
         return self._index.labels
 
-    def gather(self, rows: np.ndarray, pool: BufferPool | None = None) -> Batch:
+    def gather(self, rows: np.ndarray) -> Batch:
         """Copies clips out of the shards.
 
         Args:
             rows: `[batch] int64`, positions in stored order.
-            pool: where the memory comes from; it is new without one.
 
         Returns:
             `mel` `[batch, frames, mels] uint8` and/or `waveform` `[batch, samples] int16`; `label`
             `[batch] int32`.
         """
-        buffer = (pool or self._pool(len(rows))).take()
-        batch = {"label": self._index.labels["label"][rows].astype(np.int32)}
-        start = 0
-        for name, (shape, dtype) in self._fields.items():
-            target = buffer[start : start + len(rows) * self._size(name)]
-            clips = [self._bytes[shard][clip] for shard, clip in self._slices(name, rows)]
-            np.concatenate(clips, out=target)
-            batch[name] = target.view(dtype).reshape(len(rows), *shape)
-            start += _aligned(target.size)
-        return batch
+        buffer = np.empty(self._buffer_size(len(rows)), np.uint8)
+        self._copy(rows, buffer)
+        return self._view(rows, buffer)
 
     def train_batches(self, batch_size: int, seed: int, first_step: int = 0) -> Iterator[Batch]:
         """Endless shuffled batches from a step on: of each global batch, this host's share.
@@ -135,11 +129,12 @@ class Split:
         cold_until = first_step + self.steps_per_epoch(batch_size)
         if sum(map(len, self._maps)) > _memory():
             cold_until = math.inf
-        pool = self._pool(len(rows(first_step)))
-        for step in itertools.count(first_step):
+
+        def read_ahead(step: int) -> None:
             if step < cold_until:
                 self._read_ahead(rows(step + _READ_AHEAD))
-            yield self.gather(rows(step), pool)
+
+        return self._stream(range(first_step, sys.maxsize), rows, read_ahead)
 
     def train_rows(self, step: int, batch_size: int, seed: int) -> np.ndarray:
         """The clips of one global batch of `train_batches`: `[batch] int64`, in stored order."""
@@ -151,12 +146,17 @@ class Split:
 
         The last clip is repeated to fill the last batch; `mask` `[batch] bool` is False there.
         """
-        pool = None
-        for start in range(0, len(self), batch_size):
-            rows = parallel.host_share(np.arange(start, start + batch_size))
-            pool = pool or self._pool(len(rows))
-            batch = self.gather(np.minimum(rows, len(self) - 1), pool)
-            yield batch | {"mask": rows < len(self)}
+
+        def rows(step: int) -> np.ndarray:
+            start = step * batch_size
+            return parallel.host_share(np.arange(start, start + batch_size))
+
+        def existing(step: int) -> np.ndarray:
+            return np.minimum(rows(step), len(self) - 1)
+
+        steps = range(math.ceil(len(self) / batch_size))
+        for step, batch in zip(steps, self._stream(steps, existing), strict=True):
+            yield batch | {"mask": rows(step) < len(self)}
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Whole batches in an epoch."""
@@ -170,8 +170,59 @@ class Split:
         shape, dtype = self._fields[name]
         return math.prod(shape) * dtype.itemsize
 
-    def _pool(self, clips: int) -> BufferPool:
-        return BufferPool(sum(_aligned(clips * self._size(name)) for name in self._fields))
+    def _buffer_size(self, clips: int) -> int:
+        """In bytes, each feature at an address that JAX takes."""
+        return sum(_aligned(clips * self._size(name)) for name in self._fields)
+
+    def _stream(
+        self,
+        steps: range,
+        rows: Callable[[int], np.ndarray],
+        read_ahead: Callable[[int], None] = lambda step: None,
+    ) -> Iterator[Batch]:
+        """The clips of each step, copied by tf.data before the loop asks for them."""
+        size = self._buffer_size(len(rows(steps.start)))
+        batches = min(max(1, _BLOCK // size), _MOST_BATCHES)
+        pool = BufferPool(batches * size)
+
+        def copy(numbers: np.ndarray) -> np.ndarray:
+            buffer = pool.take()
+            for step, part in zip(numbers.tolist(), buffer.reshape(batches, -1), strict=False):
+                read_ahead(step)
+                self._copy(rows(step), part)
+            return buffer
+
+        blocks = (
+            tf.data.Dataset.range(steps.start, steps.stop)
+            .batch(batches)
+            .map(lambda numbers: tf.numpy_function(copy, [numbers], tf.uint8))
+            .prefetch(1)
+        )
+        parts = (
+            part for block in blocks.as_numpy_iterator() for part in block.reshape(batches, -1)
+        )
+        for step, part in zip(steps, parts, strict=False):
+            yield self._view(rows(step), part)
+
+    def _copy(self, rows: np.ndarray, buffer: np.ndarray) -> None:
+        for name, part in self._parts(len(rows), buffer):
+            clips = [self._bytes[shard][clip] for shard, clip in self._slices(name, rows)]
+            np.concatenate(clips, out=part)
+
+    def _view(self, rows: np.ndarray, buffer: np.ndarray) -> Batch:
+        batch = {"label": self._index.labels["label"][rows].astype(np.int32)}
+        for name, part in self._parts(len(rows), buffer):
+            shape, dtype = self._fields[name]
+            batch[name] = part.view(dtype).reshape(len(rows), *shape)
+        return batch
+
+    def _parts(self, clips: int, buffer: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        """The features' places in a buffer."""
+        start = 0
+        for name in self._fields:
+            size = clips * self._size(name)
+            yield name, buffer[start : start + size]
+            start += _aligned(size)
 
     def _slices(self, name: str, rows: np.ndarray) -> Iterator[tuple[int, slice]]:
         """Where clips lie: number and part of a shard."""
