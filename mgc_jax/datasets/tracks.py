@@ -84,9 +84,9 @@ def list_tracks(
     if splits_csv or group_by != "file":
         raise InputError(f"--splits_csv and --group_by are for audio_folder; {name} has its splits")
     if name == "demo" and not audio_dir:
-        made = f"{config.demo.tracks}_tracks_seed_{config.demo.seed}"
         from mgc_jax.datasets import demo
 
+        made = f"{config.demo.tracks}_tracks_seed_{config.demo.seed}"
         root = epath.Path(config.data_dir) / "demo_audio" / made
         demo.write_corpus(root, tracks=config.demo.tracks, seed=config.demo.seed, workers=workers)
         audio_dir = root / "fma_small"
@@ -100,7 +100,7 @@ def list_tracks(
         raise InputError(
             f"{name} needs --audio_dir, the folder with its audio files, or --download"
         )
-    beside = epath.Path(os.path.normpath(audio_dir) if "://" not in str(audio_dir) else audio_dir)
+    beside = epath.Path(os.path.abspath(audio_dir) if "://" not in str(audio_dir) else audio_dir)
     subset = "small" if name == "demo" else name.removeprefix("fma_")
     return read_fma(audio_dir, metadata_dir or beside.parent / "fma_metadata", subset)
 
