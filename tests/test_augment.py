@@ -61,10 +61,9 @@ def augmented(config, batch, step=3):
     return {name: np.asarray(x) for name, x in found.items()}
 
 
-def many_draws(config):
-    """3000 draws, without their noise."""
-    draw = jax.jit(jax.vmap(lambda key: Augmenter(config).draw(key)._replace(noise=0.0)))
-    return jax.tree.map(np.asarray, draw(jax.random.split(jax.random.key(0), 3000)))
+def many_draws(config, count, **unwanted):
+    draw = jax.jit(jax.vmap(lambda key: Augmenter(config).draw(key)._replace(**unwanted)))
+    return jax.tree.map(np.asarray, draw(jax.random.split(jax.random.key(0), count)))
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +94,7 @@ def test_clips_that_draw_nothing_keep_their_bits(batch):
 
 def test_strengths_are_drawn_as_the_config_says():
     config = config_with(**ALL_ON)
-    draws = many_draws(config)
+    draws = many_draws(config, 3000, noise=0, masked=0)
     stretched = draws.rate != 1
     assert stretched.mean() == pytest.approx(0.6, abs=0.04)
     log_rates = np.log(draws.rate[stretched]) / np.log(1.25)
@@ -203,7 +202,6 @@ def test_stretched_mel_is_near_that_of_the_stretched_waveform(batch, rate):
         found.append(abs(pairs[1] - pairs[0]).mean())
         still.append(abs(pairs[2] - pairs[0]).mean())
         alike.append(np.corrcoef(pairs[0].ravel(), pairs[1].ravel())[0, 1])
-    print(rate, found, still, alike)
     assert np.mean(found) < 0.6 * np.mean(still)
     assert np.mean(found) < 4.5 and np.mean(alike) > 0.9
 
@@ -221,14 +219,6 @@ def test_noisy_mel_is_distributed_as_that_of_the_noisy_waveform(batch, snr_db):
         found = np.stack([to_db(add(batch["mel"][index], noise)) for noise in noises[1]])
         means = [mels.mean(axis=(0, 1)) for mels in (found, expected)]
         spreads = [mels.std(axis=0).mean(axis=0) for mels in (found, expected)]
-        print(
-            snr_db,
-            abs(means[0] - means[1]).max(),
-            (means[0] - means[1]).mean(),
-            spreads[0].mean() / spreads[1].mean(),
-            abs(spreads[0] - spreads[1]).max(),
-            spreads[1].mean(),
-        )
         np.testing.assert_allclose(means[0], means[1], atol=1.0)
         assert means[0].mean() == pytest.approx(means[1].mean(), abs=0.15)
         np.testing.assert_allclose(spreads[0], spreads[1], atol=1.5)
@@ -249,7 +239,6 @@ def test_both_inputs_get_one_draw(batch):
     found = augmented(config_with(**strengths), equal)
     mels = np.stack([librosa_mel(waveform) for waveform in found["waveform"]])
     difference = abs(mels[:, None] - to_db(found["mel"])).mean(axis=(2, 3))
-    print(difference)
     assert (difference.argmin(axis=1) == np.arange(4)).all()
     assert difference.diagonal().max() < 4.5
 
@@ -270,10 +259,10 @@ def test_gain_and_shift(batch):
 
 def test_masks(batch):
     config = config_with(time_masks=1, time_mask_frames=10, mel_masks=2, mel_mask_bands=40)
-    masked = many_draws(config).masked
+    masked = many_draws(config, 1000, noise=0, mix=0).masked
     frames, bands = masked.all(axis=2), masked.all(axis=1)
     widths = frames.sum(axis=1)
-    np.testing.assert_allclose(np.bincount(widths) / 3000, 1 / 11, atol=0.03)  # 0 to 10
+    np.testing.assert_allclose(np.bincount(widths) / 1000, 1 / 11, atol=0.04)  # 0 to 10
     assert (abs(np.diff(frames, axis=1)).sum(axis=1) <= 2).all()  # one piece
     assert frames[:, 0].any() and frames[:, -1].any() and bands[:, 0].any() and bands[:, -1].any()
     assert bands.sum(axis=1).max() > 60 and bands.sum(axis=1).max() <= 80
@@ -300,8 +289,8 @@ def test_mixup_blends_inputs_and_labels(batch):
 
 
 def test_step_learns_from_soft_labels(config, dataset):
-    """Loss and top-1 of a step with everything on, against the labels worked out by hand."""
-    config.augment.update(ALL_ON)
+    """Loss and top-1 of a bfloat16 step, against the labels worked out by hand."""
+    config.augment.update(noise_probability=0.5, mixup_alpha=0.4)
     config.dtype = "bfloat16"
     stored = dataset.splits["train"].gather(np.arange(8))
     model = train.make_model(config, 8)
