@@ -67,6 +67,8 @@ def read_runs(workdirs: Sequence[str | os.PathLike]) -> list[Run]:
     """
     paths = [Path(workdir) for workdir in workdirs]
     names = [path.resolve().name for path in paths]
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise InputError("a run is named twice: each counts once")
     runs = []
     for path, name in zip(paths, names, strict=True):
         if not (path / "report" / "metrics.json").exists():

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from matplotlib.figure import Figure
 
+_DPI = 150
 _CSS = """:root { --soft: #5c6370; --line: #d9dce1; --card: #f4f5f7; --warn: #fff3d6 }
 @media screen and (prefers-color-scheme: dark) { :root {
   --soft: #a3abb8; --line: #3a3f47; --card: #26292f; --warn: #43340f } }
@@ -32,16 +33,16 @@ th, td { border-bottom: 1px solid var(--line); overflow-wrap: normal }
 :is(th, td):last-child { padding-right: 0 }
 .numbers :is(th, td):nth-child(n + 2), .names :is(th, td):nth-child(n + 3) { text-align: right }
 .words td + td { min-width: 9rem }
-.pictures { display: grid; gap: .8rem; margin: .8rem 0;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)) }
-figure { background: #fff; border-radius: .5rem; border: 1px solid var(--line); margin: 0;
-  padding: .4rem; max-width: 40rem } img { display: block; width: 100% }
+.pictures { display: flex; flex-wrap: wrap; gap: .8rem; margin: .8rem 0 }
+figure { flex: 1 1 var(--width); max-width: calc(1.4 * var(--width)); min-width: 0; margin: 0;
+  overflow-x: auto; padding: .4rem; background: #fff; border: 1px solid var(--line);
+  border-radius: .5rem } img { display: block; width: 100%; min-width: calc(.7 * var(--width)) }
 @media (max-width: 40rem) { h1 { font-size: 1.5rem } table, td small { font-size: .8rem }
-  caption, th, td { padding-right: .5rem } figure { padding: 0 }
+  caption, th, td { padding-right: .4rem } th { font-size: .75rem } figure { padding: 0 }
   .words td + td { min-width: 7rem } }
 @media print { body { max-width: none; padding: 0; font-size: 10pt } .scroll { overflow: visible }
   .cards { grid-template-columns: repeat(6, 1fr) } .cards div { border: 1px solid var(--line) }
-  .pictures { grid-template-columns: 1fr 1fr } figure { max-width: 11cm }
+  figure { flex-basis: calc(.8 * var(--width)); max-width: var(--width) }
   figure, .cards, .scroll, tr { break-inside: avoid } h2, caption { break-after: avoid }
   details::details-content { content-visibility: visible; height: auto } }"""
 
@@ -83,8 +84,9 @@ def table(caption: str, head: Sequence, rows: Iterable[Sequence], style: str = "
     names = "".join(f"<th>{text(name)}</th>" for name in head)
     body = "</tr>\n<tr>".join("".join(f"<td>{_cell(c)}</td>" for c in row) for row in rows)
     start = f'<div class="scroll" tabindex="0"><table class="{style}">'
-    head = f"<caption>{text(caption)}</caption>\n<thead><tr>{names}</tr></thead>\n"
-    return f"{start}{head}<tbody><tr>{body}</tr></tbody></table></div>\n"
+    if caption:
+        start += f"<caption>{text(caption)}</caption>\n"
+    return f"{start}<thead><tr>{names}</tr></thead>\n<tbody><tr>{body}</tr></tbody></table></div>\n"
 
 
 def _cell(value: object) -> str:
@@ -96,15 +98,21 @@ def _cell(value: object) -> str:
 def png(figure: Figure) -> bytes:
     """Draws a figure."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, facecolor="white")
+    figure.savefig(buffer, format="png", dpi=_DPI, facecolor="white")
     return buffer.getvalue()
 
 
+def _inches_wide(picture: bytes) -> float:
+    """By the width in a PNG's header."""
+    return int.from_bytes(picture[16:20]) / _DPI
+
+
 def pictures(drawn: Mapping[str, bytes]) -> str:
-    """Pictures inside the page, side by side where there is room: {what it shows: PNG}."""
-    figures = (
-        f'<figure><img src="data:image/png;base64,{base64.b64encode(content).decode()}" '
-        f'alt="{text(alt)}"></figure>'
-        for alt, content in drawn.items()
-    )
+    """Pictures of `png` inside the page, side by side where there is room: {what it shows: PNG}."""
+    figures = []
+    for alt, content in drawn.items():
+        rem = 5 * _inches_wide(content)  # letters about as large as the page's own
+        source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+        image = f'<img src="{source}" alt="{text(alt)}">'
+        figures.append(f'<figure style="--width: {rem:.0f}rem">{image}</figure>')
     return f'<div class="pictures">{"".join(figures)}</div>\n'

@@ -147,6 +147,7 @@ def test_bad_use_is_one_line(runs, tmp_path):
     for arguments, says in [
         ([runs[0]], "at least two workdirs"),
         ([runs[0], tmp_path / "gone"], "gone is no finished run"),
+        ([runs[0], runs[0] / "report" / ".."], "named twice"),
         ([*runs, "--output=page.pdf"], "should end in .html"),
     ]:
         command = [sys.executable, "-m", "mgc_jax.compare", *map(str, arguments)]
