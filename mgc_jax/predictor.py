@@ -27,7 +27,7 @@ import soxr
 from mgc_jax import audio, parallel, train
 from mgc_jax.datasets.clips import clip_features
 from mgc_jax.errors import InputError
-from mgc_jax.features import decode_mel
+from mgc_jax.features import mel_to_db, to_network_input
 from mgc_jax.metrics import Predictions, track_predictions
 
 Source = str | os.PathLike | np.ndarray
@@ -201,7 +201,8 @@ class Predictor:
         mean = track_predictions(Predictions(one, clip, one, log_probs)).log_probs[0]
         spectrogram = None
         if track.mels:
-            spectrogram = decode_mel(np.concatenate(track.mels), self._settings.top_db)
+            mel = to_network_input("mel", np.concatenate(track.mels))
+            spectrogram = mel_to_db(mel, self._settings.top_db)
         return Prediction(
             track.name,
             ranking={self.genres[i]: float(np.exp(mean[i])) for i in np.argsort(-mean)},
