@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,8 +63,8 @@ def exit_codes() -> Iterator[None]:
         if not is_disk_full(error):
             raise
         sys.exit(
-            f"error: the disk is full ({_one_line(error)}): make room, and the same command goes "
-            "on from what is saved"
+            "error: no space is left on the disk: make room, and the same command goes on from "
+            "what is saved"
         )
 
 
@@ -152,5 +153,7 @@ def set_up_logging() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     log.handlers = [handler]
+    # orbax raises its background thread's errors again in ours.
+    threading.excepthook = lambda thread: None
     log.propagate = False
     log.setLevel(logging.INFO)

@@ -149,7 +149,7 @@ def announce_epoch(
     """One line for people; a star marks the best validation loss so far."""
     cli.log.info(
         "epoch %*d/%d  train loss %.3f top-1 %.3f  validation loss %.3f top-1 %.3f %s  %.0f clips/s"
-        "  %s",
+        "  %s left",
         len(str(epochs)),
         epoch,
         epochs,
@@ -159,7 +159,7 @@ def announce_epoch(
         held_out["top1"],
         "*" if improved else " ",
         scores["clips_per_s"],
-        duration(scores["seconds"] + held_out["seconds"]),
+        duration((scores["seconds"] + held_out["seconds"]) * (epochs - epoch)),
     )
 
 

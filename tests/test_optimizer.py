@@ -95,7 +95,7 @@ def test_step_of_the_whole_recipe(config, take_step):
     jax.tree.map(
         lambda m, g: np.testing.assert_allclose(m, 0.1 * g * 0.5 / norm, atol=1e-6), mean, gradient
     )
-    assert after.step == 1 and optax.tree.get(after.opt_state, "count") == 1
+    assert after.step == 1
 
     def check(path, old, new, m, v):  # only kernels decay
         decay = 0.1 * old if path[-1].key == "kernel" else 0.0
@@ -143,7 +143,7 @@ def test_class_weights_are_scikit_learns():
 
 def test_dropout_only_in_training():
     model = create_model("baseline_a_2d", dropout=0.5)
-    x = jax.random.normal(jax.random.key(1), (4, 20, 16))
+    x = jax.random.normal(jax.random.key(1), (4, 64, 16))
     variables = model.init(jax.random.key(0), x, train=False)
     plain = create_model("baseline_a_2d").apply(variables, x, train=False)
     np.testing.assert_array_equal(model.apply(variables, x, train=False), plain)

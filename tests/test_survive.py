@@ -150,7 +150,9 @@ def test_full_disk_loses_nothing(recipe, whole, cache, small_disk):
     workdir = small_disk / "run"
     child.finish(child.start(recipe, workdir, cache), code=1, workdir=workdir)
     message = said(workdir).strip().splitlines()[-1]
-    assert message.startswith("error: the disk is full (") and "Traceback" not in said(workdir)
+    assert message.startswith("error: no space is left on the disk") and "Traceback" not in said(
+        workdir
+    )
     done = loop.load_progress(workdir)
     assert done.epoch == 1 and log_lines(workdir)[: done.step] == log_lines(whole)[: done.step]
     subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
@@ -254,7 +256,7 @@ def test_stops_early(config, tmp_path):
 
 def test_workdir_without_a_readable_checkpoint_is_an_error(whole, recipe, tmp_path):
     shutil.copytree(whole / "checkpoints", tmp_path / "checkpoints")
-    for path in (tmp_path / "checkpoints" / "last").rglob("_METADATA"):
+    for path in (tmp_path / "checkpoints" / "last").rglob("manifest.ocdbt"):
         path.write_bytes(b"")
     with pytest.raises(InputError, match="no checkpoint in .*last can be read"):
         restore(recipe, tmp_path)
