@@ -8,6 +8,7 @@ Arrays are stored as one array of bytes (Flax's msgpack): what is torn then is o
 where orbax leaves a traceback for each of many.
 """
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class Checkpoints:
             writing: make the folders, and clear away what a killed run left half saved; without it
                 nothing is saved or changed, not even by `save_last` and `save_best`.
         """
+        logging.getLogger("absl").addFilter(_is_not_orbax)
         # orbax reports a relative path only later, from a background thread.
         root = Path(workdir).absolute() / "checkpoints"
         self._writing = writing
@@ -90,6 +92,11 @@ class Checkpoints:
         if restored is None:
             raise InputError(f"no checkpoint in {self._best.directory}: train first")
         return restored
+
+
+def _is_not_orbax(record: logging.LogRecord) -> bool:
+    """orbax logs with a traceback what it then raises."""
+    return "orbax" not in record.pathname
 
 
 def _open(folder: Path, writing: bool) -> ocp.CheckpointManager:

@@ -145,6 +145,12 @@ def _one_line(error: Exception) -> str:
     return lines[-1] if "Traceback" in str(error) else " ".join(lines)
 
 
+def _show_thread_error(thread: threading.ExceptHookArgs) -> None:
+    """Python's own way, but for a full disk, of which orbax tells the main thread too."""
+    if not is_disk_full(thread.exc_value):
+        threading.__excepthook__(thread)
+
+
 def set_up_logging() -> None:
     """Our own lines, with the time, on stderr; the libraries' errors only (--verbosity=0: all)."""
     flags.FLAGS.verbosity = absl_logging.ERROR  # its default is INFO, as soon as flags are parsed
@@ -153,7 +159,6 @@ def set_up_logging() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     log.handlers = [handler]
-    # orbax raises its background thread's errors again in ours.
-    threading.excepthook = lambda thread: None
+    threading.excepthook = _show_thread_error
     log.propagate = False
     log.setLevel(logging.INFO)

@@ -401,8 +401,8 @@ def make_run(workdir, config, variables, classes=8):
     workdir.mkdir()
     (workdir / "config.json").write_text(config.to_json())
     (workdir / "genres.json").write_text(json.dumps([f"genre {i}" for i in range(classes)]))
-    with Checkpoints(workdir) as checkpoints:
-        checkpoints.save_best(3, variables, 0.5)
+    with Checkpoints(workdir, writing=True) as checkpoints:
+        checkpoints.save_best(variables, {"epoch": 3, "loss": 0.5})
     return workdir
 
 
@@ -579,14 +579,14 @@ def test_damaged_checkpoint(run, tmp_path):
     """Of other layers than the config says; without its arrays."""
     workdir, stored = run
     broken = shutil.copytree(workdir, tmp_path / "broken")
-    message = f"{broken}: cannot read this run: "
+    message = f"no checkpoint in {broken}/checkpoints/best can be read ("
     config = json.loads((broken / "config.json").read_text())
     config |= {"model": "densenet", "model_overrides": SMALL}
     (broken / "config.json").write_text(json.dumps(config))
     assert_error(broken, "densenet", stored, message)
     shutil.copy(workdir / "config.json", broken)
     load_weights(broken, "baseline_a_2d", stored)
-    shutil.rmtree(broken / "checkpoints" / "best" / "3" / "variables")
+    shutil.rmtree(broken / "checkpoints" / "best" / "3" / "arrays")
     assert_error(broken, "baseline_a_2d", stored, message)
 
 
