@@ -586,7 +586,7 @@ def test_damaged_checkpoint(run, tmp_path):
     assert_error(broken, "densenet", stored, message)
     shutil.copy(workdir / "config.json", broken)
     load_weights(broken, "baseline_a_2d", stored)
-    shutil.rmtree(broken / "checkpoints" / "best" / "3" / "arrays")
+    shutil.rmtree(broken / "checkpoints" / "best" / "3" / "variables")
     assert_error(broken, "baseline_a_2d", stored, message)
 
 

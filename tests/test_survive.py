@@ -255,7 +255,7 @@ def test_stops_early(config, tmp_path):
 
 def test_workdir_without_a_readable_checkpoint_is_an_error(whole, recipe, tmp_path):
     shutil.copytree(whole / "checkpoints", tmp_path / "checkpoints")
-    for path in (tmp_path / "checkpoints" / "last").rglob("manifest.ocdbt"):
+    for path in (tmp_path / "checkpoints" / "last").rglob("_METADATA"):
         path.write_bytes(b"")
     with pytest.raises(InputError, match="no checkpoint in .*last can be read"):
         restore(recipe, tmp_path)
