@@ -8,6 +8,7 @@ import pty
 import shutil
 import subprocess
 import sys
+import termios
 import tracemalloc
 
 import jax
@@ -123,10 +124,12 @@ def test_features_come_from_the_run_and_not_from_defaults(workdir, music, tmp_pa
     assert np.abs(found.timeline - mgc_jax.load(workdir).predict(path)[0].timeline).max() > 1e-3
 
 
+# orbax leaves its other reads open after an error.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     "part,changes,says",
     [
-        ("mel", {"n_mels": 128}, "513"),
+        ("mel", {"n_mels": 128}, "128, 128"),
         ("mel", {"frames": 130}, "mel.frames=130"),
         ("mel", {"fmin": 20}, "the setting fmin of audio or mel is unknown"),
         ("mel", {"top_db": None}, "top_db=None"),
@@ -205,6 +208,7 @@ def test_csv_has_one_row_a_file(workdir, music):
 
 def test_table_with_timeline_and_a_bar_on_a_terminal(workdir, music):
     terminal, other_end = pty.openpty()
+    termios.tcsetwinsize(other_end, (24, 80))
     done = call(
         "predict",
         f"--workdir={workdir}",
@@ -214,8 +218,10 @@ def test_table_with_timeline_and_a_bar_on_a_terminal(workdir, music):
         stdout=subprocess.PIPE,
         stderr=other_end,
     )
-    os.close(other_end)
+    os.set_blocking(terminal, False)
     assert b"/1 [" in os.read(terminal, 100_000)
+    os.close(other_end)
+    os.close(terminal)
     lines = done.stdout.splitlines()
     assert len(lines) == 1 + 3 + 2
     assert [line.split()[0] for line in lines[4:]] == ["0:00", "0:10"]
