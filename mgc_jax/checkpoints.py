@@ -6,6 +6,7 @@ checkpoints/best/   the variables with the lowest validation loss, by epoch, to 
 Of each kind the last two are kept: one that a crash has torn is passed over for the one before it.
 """
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -35,7 +36,8 @@ class Checkpoints:
         # orbax reports a relative path only later, from a background thread.
         root = Path(workdir).absolute() / "checkpoints"
         self._writing = writing
-        sys.excepthook = _show_error
+        sys.unraisablehook = _show_error
+        logging.getLogger("absl").addFilter(_is_not_orbax)
         self._last, self._best = (_open(root / name, writing) for name in ("last", "best"))
 
     def __enter__(self) -> "Checkpoints":
@@ -134,10 +136,15 @@ class Checkpoints:
         return None
 
 
-def _show_error(kind: type, error: BaseException, traceback: Any) -> None:
+def _is_not_orbax(record: logging.LogRecord) -> bool:
+    """orbax logs with a traceback what it then raises."""
+    return "orbax" not in record.pathname
+
+
+def _show_error(unraisable: Any) -> None:
     """Python's own way, but quiet about the reads and writes that orbax gives up after an error."""
-    if str(error) != "Event loop is closed":
-        sys.__excepthook__(kind, error, traceback)
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def _open(folder: Path, writing: bool) -> ocp.CheckpointManager:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mgc_jax import parallel
 from mgc_jax.errors import InputError
 from mgc_jax.files import replacing, write_text
 from mgc_jax.metrics import (
@@ -38,6 +37,8 @@ def predict_split(
         split: the clips, in stored order.
         batch_size: clips a step; does not change the result.
     """
+    from mgc_jax import parallel  # not at the top: reports are read and compared without JAX
+
     batches = []
     for batch in split.eval_batches(batch_size):
         batches.append(predict_step(variables, batch))

@@ -160,7 +160,7 @@ def train_step(
             logits, optax.smooth_labels(targets, config.label_smoothing)
         )
         if class_weights is not None:
-            losses *= targets @ jnp.asarray(class_weights)
+            losses *= jnp.where(targets > 0, targets * class_weights, 0).sum(axis=-1)
         top1 = (logits.argmax(axis=-1) == targets.argmax(axis=-1)).mean()
         return losses.mean(), (updates.get("batch_stats", {}), top1)
 

@@ -43,7 +43,7 @@ def test_files_and_recordings_in_a_browser(server, tmp_path):
         page = browser.new_page()
         asked, errors = [], []
         page.on("request", lambda request: asked.append(request.url))
-        page.on("pageerror", errors.append)
+        page.on("pageerror", lambda error: errors.append(error))
         page.goto(server)
         files = [tmp_path / name for name in ("first.mp3", "bad.mp3", "second.flac")]
         page.locator("input[type=file]").first.set_input_files(files)

@@ -73,7 +73,8 @@ def test_arrays_are_as_files(network, tmp_path):
     of_file, of_array = network.predict([tmp_path / "x.flac", array], sample_rate=rate)
     np.testing.assert_allclose(of_array.timeline, of_file.timeline, atol=1e-4)
     assert of_array.source == "array 0" and len(of_array.timeline) == 2
-    assert network.predict(array[:, 0], sample_rate=rate)[0].genre == of_file.genre
+    (of_mono,) = network.predict(array.mean(axis=1), sample_rate=rate)
+    np.testing.assert_allclose(of_mono.timeline, of_file.timeline, atol=1e-4)
     errors = [
         result.error
         for result in network.predict(

@@ -243,7 +243,7 @@ def test_not_finite_steps_can_be_skipped(poisoned, tmp_path):
 
 
 def test_stops_early(config, tmp_path):
-    config.update(num_epochs=8, early_stopping_epochs=1, learning_rate=0.1)
+    config.update(num_epochs=8, early_stopping_epochs=1, learning_rate=1.0)
     progress = loop.train(config, tmp_path, open_dataset(config, ("mel",)))
     losses = [line["loss"] for line in log_lines(tmp_path, "validation")]
     worse = [i for i in range(1, len(losses)) if losses[i] >= min(losses[:i])]
