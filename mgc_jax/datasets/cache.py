@@ -70,7 +70,7 @@ class ClipCache:
             with part.open("wb") as file:
                 for clip in iter_clips(path, self.settings, self.names):
                     for name in self.names:
-                        file.write(clip[name].tobytes())
+                        file.write(np.ascontiguousarray(clip[name]))
             part.replace(entry)
         finally:
             with contextlib.suppress(OSError):
