@@ -23,7 +23,7 @@ EXTENSIONS = frozenset(
 )
 MIN_SECONDS = 1.0
 _RATES = (1_000, 768_000)  # Hz; what lies outside is a damaged header
-_BLOCK_SAMPLES = 2**16  # of all channels together: small enough for the processor's cache
+_BLOCK_SAMPLES = 2**17  # of all channels together: small enough for the processor's cache
 # A header that announces this much more than there is tells of a file cut off; some are estimates.
 _CUT_OFF = 0.9
 # Programs that cannot know a WAV's length when they begin it write a number from here on.
