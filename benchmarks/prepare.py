@@ -10,8 +10,8 @@ worker is a process with one thread; all three ways run in the same processes, i
 Prints one JSON object, in tracks/s, medians of the repetitions: `{"one_worker": {"ours", "plain",
 "decode"}, "two_workers": {...}, "ratios": {...}, "machine": {...}}`.
 
-ours         what a worker of `mgc_jax.prepare` computes: both features in their stored form. Writing
-             them, which neither of the others does, takes some 1.3 ms a track more
+ours         what a worker of `mgc_jax.prepare` computes: both features in their stored form. To
+             write them, which neither of the others does, takes some 1.3 ms a track more
 plain        `librosa.load`, then `melspectrogram` and `power_to_db` of each clip
 decode       `soundfile.read`
 of_decode, over_plain, scaling   ours / decode and ours / plain with one worker, and ours with two
