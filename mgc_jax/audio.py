@@ -95,7 +95,7 @@ def read_blocks(path: str | os.PathLike, sample_rate: int) -> Iterator[np.ndarra
             yield np.pad(piece, (0, max(0, left - len(piece))))
         if decoded < _CUT_OFF * (announced := _announced_frames(file)):
             seconds = [frames / file.samplerate for frames in (decoded, announced)]
-            raise _DamagedError(
+            raise InputError(
                 "cut off: {:.1f} s of the {:.1f} s that its header announces".format(*seconds)
             )
 

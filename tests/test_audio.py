@@ -168,7 +168,11 @@ def test_cut_off_file(tmp_path, extension):
     with pytest.raises(InputError, match="cut off: [56].. s of the 30.0 s|lost sync"):
         clips_of(path)
     path.write_bytes(content[: len(content) // 2])
-    assert len(clips_of(path)) == 1
+    if extension == "flac":  # whose decoder notices: as damage, before which a clip is sound
+        assert len(clips_of(path)) == 1
+    else:
+        with pytest.raises(InputError, match="cut off: 1[45].. s of the 30.0 s"):
+            clips_of(path)
 
 
 def test_wav_that_lies_about_its_length(tmp_path):
@@ -180,9 +184,8 @@ def test_wav_that_lies_about_its_length(tmp_path):
         path.write_bytes(content[:40] + struct.pack("<I", size) + content[44:])
 
     claim(10**9)
-    assert len(clips_of(path)) == 1  # what is there is sound
     with pytest.raises(InputError, match="cut off: 12.0 s of the 31250.0 s"):
-        clips_of(path, clip_samples=20 * 16000)
+        clips_of(path)
     claim(2**32 - 1)  # written by a program that could not know
     assert len(clips_of(path, clip_samples=20 * 16000)) == 1
     claim(100)
