@@ -5,6 +5,7 @@ The extra `beam` installs what this module imports.
 
 import functools
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import apache_beam as beam
@@ -56,8 +57,14 @@ def make_runner(name: str, options: str):
     """A runner by name, and its options, as `key=value,...`.
 
     Raises:
-        InputError: Beam knows no such runner.
+        InputError: Beam knows no such runner, or cannot start its processes here.
     """
+    if "multi_processing" in options and " " in sys.executable:
+        # Beam hands the path to a shell unquoted, and then waits for ever.
+        raise InputError(
+            f"--beam_options={options}: Beam cannot start {sys.executable!r}, whose path has a "
+            "space: install into a folder without one"
+        )
     try:
         runner = beam.runners.create_runner(name)
     except (ValueError, ImportError, AttributeError) as error:
