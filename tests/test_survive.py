@@ -189,7 +189,10 @@ def test_same_on_any_number_of_devices_and_hosts(recipe, cache, tmp_path):
         assert found[0]["loss"] == pytest.approx(expected[0]["loss"], rel=1e-5)
         for line, one in zip(found, expected, strict=True):
             for key in line.keys() - {"kind"}:
-                assert line[key] == pytest.approx(one[key], rel=2e-3), (name, line, one)
+                # Rounding may flip a clip between two genres that are all but tied.
+                clips = 8 if line["kind"] == "step" else 24
+                flip = 1.5 / clips if key in ("top1", "f1", "f1_macro") else 0.0
+                assert line[key] == pytest.approx(one[key], rel=2e-3, abs=flip), (name, line, one)
     assert len(list(runs["hosts"].glob("events.out.tfevents*"))) == 2  # process 0's, two starts
 
 
