@@ -81,7 +81,8 @@ class LogMel:
     def __init__(self, settings: ClipSettings):
         self._settings = settings
         # Periodic Hann. (Importing scipy.signal takes half a second.)
-        self.window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(settings.n_fft) / settings.n_fft)
+        hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(settings.n_fft) / settings.n_fft)
+        self.window = hann.astype(np.float32)
         self.filterbank = scipy.sparse.csr_array(
             mel_filterbank(settings.sample_rate, settings.n_fft, settings.n_mels)
         )
@@ -90,8 +91,8 @@ class LogMel:
         """Computes one clip's log-mel.
 
         Equals librosa's `melspectrogram(power=2)`, first `frames` frames, `power_to_db(ref=max,
-        top_db)`, transposed. The Fourier transform is float64, which leaves 2e-5 dB of difference,
-        where float32 would leave 2e-3 dB.
+        top_db)`, transposed. All is float32, as in librosa, and 2e-3 dB from it at most; float64
+        would leave 1e-5 dB and take nearly twice the time.
 
         Args:
             clip: `[samples] float32`.
@@ -104,7 +105,7 @@ class LogMel:
         windows = np.lib.stride_tricks.sliding_window_view(padded, s.n_fft)[:: s.hop_length]
         windows = windows[: s.frames]
         spectrum = scipy.fft.rfft(windows * self.window, axis=1, overwrite_x=True)
-        power = (spectrum.real**2 + spectrum.imag**2).astype(np.float32)
+        power = spectrum.real**2 + spectrum.imag**2
         mel = np.maximum((self.filterbank @ power.T).T, np.float32(MIN_POWER))
         return np.maximum(10 * np.log10(mel / mel.max()), np.float32(-s.top_db))
 

