@@ -21,6 +21,7 @@ from absl import flags
 
 from mgc_jax import cli
 from mgc_jax.errors import InputError
+from mgc_jax.files import write_bytes, write_text
 
 if TYPE_CHECKING:
     import jax
@@ -63,16 +64,16 @@ def write(workdir: str, out: Path) -> None:
         inputs = [network_input(name, clips, s) for name in run.model.features]
         return jax.nn.softmax(run.model.apply(run.variables, *inputs, train=False))
 
-    # The log-mel is float64, as when the data were prepared.
+    # The log-mel is float64, which leaves the least to rounding on any platform.
     with jax.enable_x64(True):
         (batch,) = jax_export.symbolic_shape("batch")
         clips = jax.ShapeDtypeStruct((batch, s.clip_samples), np.float32)
         exported = jax_export.export(jax.jit(probabilities), platforms=("cpu", "cuda"))(clips)
-        (out / "network.jax_export").write_bytes(exported.serialize())
+        write_bytes(out / "network.jax_export", exported.serialize())
         cli.log.info("wrote %s", out / "network.jax_export")
         _write_saved_model(probabilities, s.clip_samples, out / "saved_model")
     about = {"genres": run.genres, "sample_rate": s.sample_rate, "clip_samples": s.clip_samples}
-    (out / "model.json").write_text(json.dumps(about, indent=2, ensure_ascii=False))
+    write_text(out / "model.json", json.dumps(about, indent=2, ensure_ascii=False))
 
 
 def network_input(name: str, clips: "jax.Array", s: "ClipSettings") -> "jax.Array":
