@@ -67,6 +67,7 @@ def _train(config, workdir, cache, devices, process, processes, port):
     output = os.open(f"{workdir}.said/{process}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(output, stream)
+    import jax
     from ml_collections import ConfigDict
 
     from mgc_jax import cli, loop, models, parallel
@@ -80,5 +81,11 @@ def _train(config, workdir, cache, devices, process, processes, port):
     parallel.use_compilation_cache(cache)
     config = ConfigDict(json.loads(config))
     Path(workdir).mkdir(exist_ok=True)
-    with cli.exit_codes():
-        loop.train(config, Path(workdir), open_dataset(config, models.features_of(config.model)))
+    try:
+        with cli.exit_codes():
+            data = open_dataset(config, models.features_of(config.model))
+            loop.train(config, Path(workdir), data)
+    finally:
+        # As JAX does at exit, which multiprocessing's children pass by: the first process must not
+        # take the job's meeting place away before the others have left it.
+        jax.distributed.shutdown()
