@@ -8,7 +8,7 @@ one run, the readers taking turns, and are JSON on stdout: for `mel`, `waveform`
 clips/s (the median of the rounds) in shuffled batches of 32, null where a package is missing.
 
 ours          as training reads
-plain         tfds.load with its decoding, shuffle, batch, prefetch, as_numpy
+plain         tfds.load with its decoding, shuffle, batch, prefetch, as_numpy; nothing cached
 tf_data       TFRecordDataset, shuffle, batch, then parse in two threads, prefetch
 torch_npy     PyTorch's DataLoader over a float32 .npy a clip, the better of 0 and 2 workers
 torch_memmap  the same over a memory map of all clips, in the type that is stored
@@ -181,7 +181,10 @@ def write_tfds(config: ConfigDict, folder: Path, names: tuple[str, ...], clips: 
 
 
 def plain_batches(config: ConfigDict, names: tuple[str, ...]) -> Iterator[dict]:
-    dataset = tfds.builder_from_directory(dataset_path(config, names)).as_dataset(split="train")
+    builder = tfds.builder_from_directory(dataset_path(config, names))
+    # Sets under 250 MiB TFDS would keep in memory, decoded; FMA small's are larger.
+    read_config = tfds.ReadConfig(try_autocache=False)
+    dataset = builder.as_dataset(split="train", read_config=read_config)
     dataset = dataset.repeat().shuffle(_CLIPS.value).batch(_BATCH).prefetch(tf.data.AUTOTUNE)
     return ({n: batch[n] for n in (*names, "label")} for batch in tfds.as_numpy(dataset))
 

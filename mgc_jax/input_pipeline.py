@@ -4,7 +4,7 @@ shards.
 Records are parsed once, when the index is made (see `shards`). Any position of any epoch is then
 reached at no cost, the shuffle is complete without a buffer, and a set larger than memory streams
 through the page cache. A tf.data.Dataset of step numbers drives the copying, ahead of the loop, in
-a thread of its own.
+threads of its own.
 """
 
 import functools
@@ -33,7 +33,9 @@ _ALIGNMENT = 64
 # Batches ahead of the copied one whose pages the disk is asked for.
 _READ_AHEAD = 4
 # tf.data hands over several batches at a time, as a hand-over takes as long as copying one; bytes.
-_BLOCK, _MOST_BATCHES = 2**25, 8
+_BLOCK, _MOST_BATCHES = 2**26, 16
+# One does not use up the memory's bandwidth.
+_COPYING_THREADS = 2
 
 Batch = dict[str, np.ndarray]
 
@@ -195,7 +197,7 @@ class Split:
         blocks = (
             tf.data.Dataset.range(steps.start, steps.stop)
             .batch(batches)
-            .map(lambda numbers: tf.numpy_function(copy, [numbers], tf.uint8))
+            .map(lambda numbers: tf.numpy_function(copy, [numbers], tf.uint8), _COPYING_THREADS)
             .prefetch(1)
         )
         parts = (
