@@ -35,6 +35,8 @@ from mgc_jax.train import (
 if TYPE_CHECKING:
     from mgc_jax.input_pipeline import ClipDataset
 
+# Of each step, logged.
+_METRICS = ("loss", "top1", "grad_norm")
 # Requests to the loop; with several processes the highest of any counts.
 _GO_ON, _SAVE, _STOP = range(3)
 
@@ -147,7 +149,8 @@ class _Training:
         def step(state, batch):
             request = jax.lax.pmax(batch["request"].max(), parallel.AXIS)
             state, metrics = train_step(state, batch, features, config, augment, weights)
-            return state, metrics | {"request": request}
+            # One array: fetching each of them would take as long as fetching all.
+            return state, jnp.stack([*(metrics[name] for name in _METRICS), request])
 
         self.step_fn = parallel.data_parallel(step, donate=True)
         predict_fn = compile_predict_step(self.model)
@@ -195,11 +198,12 @@ class _Training:
         due = time.monotonic() - self.saved_at >= 60 * self.config.checkpoint_every_minutes
         return _SAVE if due else _GO_ON
 
-    def account(self, metrics: Mapping[str, jax.Array]) -> None:
+    def account(self, metrics: jax.Array) -> None:
         """Adds a step's metrics to the epoch's, and logs them."""
         progress = self.progress
-        metrics = {name: value.item() for name, value in jax.device_get(metrics).items()}
-        self.request = max(self.request, metrics.pop("request"))
+        *metrics, request = np.asarray(metrics).tolist()
+        self.request = max(self.request, request)
+        metrics = dict(zip(_METRICS, metrics, strict=True))
         metrics["learning_rate"] = self.rates[progress.step - progress.skipped].item()
         finite = np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])
         if not finite and not self.config.skip_nonfinite:
