@@ -6,18 +6,20 @@
 
 What runs is the package's own train step and predict step, compiled as training compiles them, on
 stored features (uint8, int16) that already lie on the device. With --torch the same networks run in
-PyTorch (benchmarks/torch_networks.py), in alternation with ours. float32 means what each library
-does with it by default or better: on an NVIDIA GPU that is TF32, for both. Run it on an idle
-machine: where other programs take its cores, PyTorch's threads wait for each other in busy loops
-and lose far more than ours; GOMP_SPINCOUNT=10000 in the environment bounds that, and costs PyTorch
-a tenth on idle cores.
+PyTorch (benchmarks/torch_networks.py), in a process of its own, in alternation with ours. float32
+means what each library does with it by default or better: on an NVIDIA GPU that is TF32, for both.
+Train steps and inference are measured one after the other, each in processes of its own, as
+training has glibc keep freed memory (`parallel.keep_memory`), and predicting has not. Run it on an
+idle machine: where other programs take its cores, PyTorch's threads wait for each other in busy
+loops and lose far more than ours; GOMP_SPINCOUNT=10000 in the environment bounds that, and costs
+PyTorch a tenth on idle cores.
 
 Prints one JSON object: `{network: {"parameters", "train": {...}, "inference": [{...}, ...]},
-"machine": {...}}`. Each entry holds:
+"machine": {...}}`, `machine` as the process of the train steps found it. Each entry holds:
 
 batch            clips a step
-ours_s           seconds a step, the median of the repetitions; on an accelerator, one repetition is
-                 a chain of steps, so that the time to launch a step is hidden
+ours_s           seconds a step, the median of the repetitions; a repetition is half a second of
+                 steps, or one step
 clips_per_s      batch / ours_s
 compile_s        the first call: tracing, compiling without the persistent cache, and one step
 gflop            XLA's count for one step as written, before its optimisations: after them, a GPU's
@@ -36,12 +38,16 @@ import dataclasses
 import importlib
 import importlib.util
 import json
+import multiprocessing
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -76,11 +82,12 @@ _TORCH = flags.DEFINE_bool("torch", False, "Compare with PyTorch.")
 _PROFILE = flags.DEFINE_string(
     "profile", None, "Folder for a profiler trace of each network's train step."
 )
-_SKIP_INFERENCE = flags.DEFINE_bool("skip_inference", False, "Train steps only.")
+_PART = flags.DEFINE_enum("part", None, ["train", "inference"], "Measure this alone.")
 
 _CLASSES = 8
 _PROFILED_STEPS = 3
-# Steps of one timing on an accelerator.
+_TURN_S = 0.5
+# Products of one timing of an accelerator's peak, which hides the time to launch one.
 _CHAIN = 20
 _LOAD_AT_START = round(os.getloadavg()[0], 2)
 
@@ -92,12 +99,10 @@ class Machine:
     Attributes:
         matmul_flop_per_s: peak in the type that the networks compute in.
         bytes_per_s: of the memory.
-        chain: steps of one timing.
     """
 
     matmul_flop_per_s: float
     bytes_per_s: float
-    chain: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +175,39 @@ class Ours:
         return _first_call(run, _count_flop(function, variables, batch))
 
 
+class Rival:
+    """The same network in PyTorch, in a process of its own."""
+
+    def __init__(self, process: ProcessPoolExecutor, name: str, ours: Ours):
+        self._process = process
+        settings = {
+            "mels": ours.settings.n_mels,
+            "classes": _CLASSES,
+            "learning_rate": ours.config.learning_rate,
+            "weight_decay": ours.config.weight_decay,
+            "bfloat16": _DTYPE.value == "bfloat16",
+            "cuda": jax.default_backend() == "gpu",
+            "threads": _cores(),
+        }
+        parameters = self._call("make", name, **settings)
+        if parameters != ours.parameters:
+            raise AssertionError(f"{name}: {ours.parameters} parameters, PyTorch's {parameters}")
+
+    def choose(self, step: str, batch: Mapping[str, np.ndarray]) -> Callable[[int], float]:
+        """Chooses a step on one batch; the result times that many of it."""
+        self._call("choose", step, batch)
+        return partial(self._call, "seconds")
+
+    def _call(self, function: str, *args, **kwargs):
+        return self._process.submit(_call_torch, function, *args, **kwargs).result()
+
+
+def _call_torch(function: str, *args, **kwargs):
+    from benchmarks import torch_networks
+
+    return getattr(torch_networks, function)(*args, **kwargs)
+
+
 def main(argv: list[str]) -> None:
     cli.reject_arguments(argv)
     if _TORCH.value and importlib.util.find_spec("torch") is None:
@@ -177,46 +215,75 @@ def main(argv: list[str]) -> None:
     for name in _NETWORKS.value:
         if name not in MODELS:
             raise InputError(f"--networks={name!r} is unknown: one of {', '.join(MODELS)}")
+    results = _measure_part() if _PART.value else _measure_parts()
+    print(json.dumps(results, indent=2))
+
+
+def _measure_parts() -> dict:
+    """Both parts, each in processes of its own."""
+    results = {}
+    for part in ("inference", "train"):
+        command = [sys.executable, *sys.argv, f"--part={part}"]
+        found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+        for name, entries in found.items():
+            results.setdefault(name, {}).update(entries)
+    return results
+
+
+def _measure_part() -> dict:
     jax.config.update("jax_enable_compilation_cache", False)
-    batch_sizes = _train_batch_sizes()
+    if _PART.value == "train":
+        parallel.keep_memory()
     machine, facts = _measure_machine()
     cli.log.info("machine: %s", json.dumps(facts))
-    results = {name: _measure_network(name, batch_sizes[name], machine) for name in _NETWORKS.value}
-    print(json.dumps(results | {"machine": facts}, indent=2))
+    results = {}
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as torch_process:
+        for name in _NETWORKS.value:
+            ours = Ours(name, _DTYPE.value)
+            rival = Rival(torch_process, name, ours) if _TORCH.value else None
+            measure = _measure_training if _PART.value == "train" else _measure_inference
+            results[name] = {"parameters": ours.parameters} | measure(name, ours, rival, machine)
+    return results | {"machine": facts}
 
 
-def _measure_network(name: str, train_batch_size: int, machine: Machine) -> dict:
-    ours = Ours(name, _DTYPE.value)
-    rival = _make_rival(name, ours) if _TORCH.value else None
-    batch = ours.random_batch(train_batch_size)
+def _measure_training(name: str, ours: Ours, rival: Rival | None, machine: Machine) -> dict:
+    size = _train_batch_sizes()[name]
+    batch = ours.random_batch(size)
     step = ours.train_step(batch)
-    entry = _measure(step, rival and rival.train_step(batch), train_batch_size, machine)
+    entry = _measure(step, rival and rival.choose("train_step", batch), size, machine)
     cli.log.info("%s train: %s", name, json.dumps(entry))
     if _PROFILE.value:
         with jax.profiler.trace(os.path.join(_PROFILE.value, name)):
             step.run(_PROFILED_STEPS)
-    result = {"parameters": ours.parameters, "train": entry, "inference": []}
-    sizes = _integers(_INFERENCE_BATCH) or [ours.config.batch_size, 1]
-    for size in [] if _SKIP_INFERENCE.value else sizes:
+    return {"train": entry}
+
+
+def _measure_inference(name: str, ours: Ours, rival: Rival | None, machine: Machine) -> dict:
+    entries = []
+    for size in _integers(_INFERENCE_BATCH) or [ours.config.batch_size, 1]:
         batch = ours.random_batch(size)
         step = ours.predict_step(batch)
-        entry = _measure(step, rival and rival.predict_step(batch), size, machine)
+        entry = _measure(step, rival and rival.choose("predict_step", batch), size, machine)
         cli.log.info("%s inference: %s", name, json.dumps(entry))
-        result["inference"].append(entry)
-    return result
+        entries.append(entry)
+    return {"inference": entries}
 
 
 def _measure(
-    step: Step, rival_run: Callable[[int], None] | None, batch_size: int, machine: Machine
+    step: Step, rival_seconds: Callable[[int], float] | None, batch_size: int, machine: Machine
 ) -> dict:
     """Times a step, in alternation with PyTorch's, and judges it."""
-    runs = [step.run, rival_run] if rival_run else [step.run]
-    for run in runs:
-        run(machine.chain)
-    rounds = [
-        [_seconds(run, machine.chain) / machine.chain for run in runs]
-        for _ in range(_REPETITIONS.value)
-    ]
+    timers = [partial(_seconds, step.run), *([rival_seconds] if rival_seconds else [])]
+    for timer in timers:
+        timer(1)
+    steps = max(1, round(_TURN_S / timers[0](1)))
+
+    def turn(timer: Callable[[int], float]) -> float:
+        if steps > 1:
+            timer(1)  # the other's threads still spin for a while, and hold the caches
+        return timer(steps) / steps
+
+    rounds = [[turn(timer) for timer in timers] for _ in range(_REPETITIONS.value)]
     ours_s = statistics.median(seconds[0] for seconds in rounds)
     floor_s = max(step.flop / machine.matmul_flop_per_s, step.bytes_accessed / machine.bytes_per_s)
     entry = {
@@ -233,32 +300,12 @@ def _measure(
         "ratio": None,
         "ratio_of_best": None,
     }
-    if rival_run:
+    if rival_seconds:
         entry["torch_s"] = statistics.median(theirs for _, theirs in rounds)
         entry["ratio"] = statistics.median(ours / theirs for ours, theirs in rounds)
         ours_best, theirs_best = map(min, zip(*rounds, strict=True))
         entry["ratio_of_best"] = ours_best / theirs_best
     return {"batch": batch_size} | {key: _rounded(value) for key, value in entry.items()}
-
-
-def _make_rival(name: str, ours: Ours):
-    # Only now, after JAX has started: each then finds the CUDA libraries that it was built with.
-    from benchmarks import torch_networks
-
-    rival = torch_networks.Rival(
-        name,
-        mels=ours.settings.n_mels,
-        classes=_CLASSES,
-        learning_rate=ours.config.learning_rate,
-        weight_decay=ours.config.weight_decay,
-        bfloat16=_DTYPE.value == "bfloat16",
-        cuda=jax.default_backend() == "gpu",
-        threads=_cores(),
-    )
-    counts = ours.parameters, rival.parameters, torch_networks.PARAMETERS[name]
-    if len(set(counts)) > 1:
-        raise AssertionError(f"{name}: ours, PyTorch's and expected parameters differ: {counts}")
-    return rival
 
 
 def _first_call(run: Callable[[int], None], flop: float) -> Step:
@@ -292,7 +339,7 @@ def _measure_machine() -> tuple[Machine, dict]:
     chain = 1 if jax.default_backend() == "cpu" else _CHAIN
     dtypes = dict.fromkeys(["float32", _DTYPE.value])
     peaks = {dtype: _matmul_flop_per_s(dtype, chain) for dtype in dtypes}
-    machine = Machine(peaks[_DTYPE.value], _bytes_per_s(chain), chain)
+    machine = Machine(peaks[_DTYPE.value], _bytes_per_s(chain))
     packages = ["jax", "jaxlib", "flax", *(["torch"] if _TORCH.value else [])]
     facts = {
         "device": jax.devices()[0].device_kind,
@@ -304,7 +351,6 @@ def _measure_machine() -> tuple[Machine, dict]:
         "matmul_peak_gflops": {dtype: _rounded(peak / 1e9) for dtype, peak in peaks.items()},
         "bandwidth_gb_per_s": _rounded(machine.bytes_per_s / 1e9),
         "repetitions": _REPETITIONS.value,
-        "steps_per_repetition": chain,
         "versions": {name: version(name) for name in packages}
         | {"python": platform.python_version()},
     }

@@ -1,24 +1,17 @@
 """The five networks in plain PyTorch, to compare speed with: same layers, same names, same sizes.
 
-Pictures are `channels_last`. On a CPU everything runs eagerly, on all cores; on CUDA the loss and
-the prediction go through `torch.compile`, with TF32, and with bfloat16 autocast if asked.
+Runs in a process of its own, as PyTorch's users start it. Pictures are `channels_last`. On a CPU
+everything runs eagerly, on all cores; on CUDA the loss and the prediction go through
+`torch.compile`, with TF32, and with bfloat16 autocast if asked.
 """
 
+import time
 from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-
-# Trainable parameters with eight classes.
-PARAMETERS = {
-    "baseline_a_1d": 645_080,
-    "baseline_a_2d": 661_058,
-    "baseline_b": 1_252_162,
-    "densenet": 6_955_784,
-    "fusionnet": 7_542_552,
-}
 
 
 def pool_mean_max(x: torch.Tensor) -> torch.Tensor:
@@ -206,7 +199,7 @@ class Rival:
     """One network in PyTorch with its optimiser, as steps that a benchmark can time.
 
     Args:
-        name: a key of `PARAMETERS`.
+        name: a key of `_NETWORKS`.
         mels: bands of the picture.
         classes: logits.
         learning_rate: of AdamW.
@@ -311,3 +304,26 @@ def _set_up(threads: int) -> None:
 
 def _to_network_input(name: str, stored: torch.Tensor) -> torch.Tensor:
     return stored.float() / 255 * 2 - 1 if name == "mel" else stored.float() / 32768
+
+
+_rival = _run = None
+
+
+def make(*args, **kwargs) -> int:
+    """Makes this process's network, as `Rival` does; returns its parameters."""
+    global _rival
+    _rival = Rival(*args, **kwargs)
+    return _rival.parameters
+
+
+def choose(step: str, batch: Mapping[str, np.ndarray]) -> None:
+    """Chooses what to time: `train_step` or `predict_step`, on one batch."""
+    global _run
+    _run = getattr(_rival, step)(batch)
+
+
+def seconds(steps: int) -> float:
+    """Times that many steps."""
+    start = time.perf_counter()
+    _run(steps)
+    return time.perf_counter() - start

@@ -112,7 +112,7 @@ def log_mel(clips: "jax.Array", s: "ClipSettings") -> "jax.Array":
 
     from mgc_jax.features import MIN_POWER, LogMel
 
-    reference = LogMel(s)
+    reference = LogMel(s, np.float64)
     padded = jnp.pad(clips.astype(jnp.float64), ((0, 0), (s.n_fft // 2,) * 2))
     starts = np.arange(s.frames) * s.hop_length
     windows = padded[:, starts[:, None] + np.arange(s.n_fft)] * reference.window

@@ -42,9 +42,10 @@ def main(argv: list[str]) -> None:
     cli.reject_arguments(argv)
     # Nothing half done is left outside the training loop, which saves first.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(cli.RESUME))
-    if _MULTIHOST.value:
-        from mgc_jax import parallel
+    from mgc_jax import parallel
 
+    parallel.keep_memory()
+    if _MULTIHOST.value:
         parallel.join_hosts()
         if not parallel.is_main():
             cli.log.setLevel("WARNING")

@@ -150,8 +150,9 @@ class Predictor:
         if spectrograms and "mel" not in names:
             names = (*names, "mel")
         opened = self._open(sources, sample_rate or self._settings.sample_rate)
+        # In float64, so that an exported network gives the same numbers.
         tracks = (
-            _Track(name, (clip_features(clip, self._settings, names) for clip in clips))
+            _Track(name, (clip_features(clip, self._settings, names, np.float64) for clip in clips))
             for name, clips in opened
         )
         unfinished = collections.deque()  # in the order asked for

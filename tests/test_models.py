@@ -73,6 +73,33 @@ def test_cpu_forms_equal_the_plain_ones(shape, monkeypatch):
             np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("samples", [30, 31, 100, 157])
+@pytest.mark.parametrize("width, stride", [(30, 4), (13, 5), (8, 8)])
+def test_wave_convolution_equals_flax(samples, width, stride):
+    """Down to a single position, with the gradient of the kernel."""
+    x = jax.random.normal(jax.random.key(0), (2, samples, 1))
+    ours = layers.WaveConv(3, width, stride)
+    flax = nn.Conv(3, (width,), stride, "VALID")
+    variables = flax.init(jax.random.key(1), x)
+    variables["params"]["bias"] = jnp.arange(3.0)
+    same = jax.tree.map(
+        lambda a, b: np.array_equal(a, b),
+        flax.init(jax.random.key(1), x),
+        ours.init(jax.random.key(1), x),
+    )
+    assert jax.tree.all(same)
+    found, expected = (
+        (
+            module.apply(variables, x),
+            jax.grad(lambda v, m=module: jnp.sum(m.apply(v, x) ** 2))(variables),
+        )
+        for module in (ours, flax)
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected
+    )
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_batch_norm_equals_flax(dtype):
     x = (3 + 2 * jax.random.normal(jax.random.key(0), (4, 5, 6))).astype(dtype)

@@ -33,11 +33,17 @@ def iter_clips(
 
 
 def clip_features(
-    clip: np.ndarray, settings: features.ClipSettings, names: tuple[str, ...]
+    clip: np.ndarray,
+    settings: features.ClipSettings,
+    names: tuple[str, ...],
+    dtype: type[np.floating] = np.float32,
 ) -> Clip:
-    """The stored features of one clip `[samples] float32`, as `iter_clips` gives them."""
+    """The stored features of one clip `[samples] float32`, as `iter_clips` gives them.
+
+    In float64 a few bytes of a log-mel round to their neighbours.
+    """
     compute = {
-        "mel": lambda: features.encode_mel(_log_mel(settings)(clip), settings.top_db),
+        "mel": lambda: features.encode_mel(_log_mel(settings, dtype)(clip), settings.top_db),
         "waveform": lambda: features.encode_waveform(clip),
     }
     return {name: compute[name]() for name in names}
@@ -49,9 +55,11 @@ def extract_clips(path: str, settings: features.ClipSettings, names: tuple[str, 
 
 
 @functools.cache
-def _log_mel(settings: features.ClipSettings) -> features.LogMel:
+def _log_mel(
+    settings: features.ClipSettings, dtype: type[np.floating] = np.float32
+) -> features.LogMel:
     """One window and filterbank a process."""
-    return features.LogMel(settings)
+    return features.LogMel(settings, dtype)
 
 
 def deviation_from_librosa(path: str, settings: features.ClipSettings) -> dict[str, float]:

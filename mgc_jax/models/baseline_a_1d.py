@@ -17,16 +17,10 @@ reconstruction with exactly its number of parameters; strides and pools are our 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from mgc_jax.models.layers import BatchNorm, DenseHead, max_pool_time, pad_time
+from mgc_jax.models.layers import BatchNorm, DenseHead, WaveConv, max_pool_time, pad_time
 
-# Channels, kernel, stride, padding, max-pool.
-_LAYERS = (
-    (16, 964, 16, 0, 4),
-    (32, 13, 1, 6, 4),
-    (64, 13, 1, 6, 2),
-    (128, 13, 1, 6, 2),
-    (256, 13, 1, 6, 2),
-)
+# Channels and max-pool.
+_LAYERS = ((16, 4), (32, 4), (64, 2), (128, 2), (256, 2))
 
 
 class WaveformTrunk(nn.Module):
@@ -38,9 +32,12 @@ class WaveformTrunk(nn.Module):
     @nn.compact
     def __call__(self, waveform, train: bool):
         x = waveform[..., None]
-        for i, (channels, width, stride, padding, pool) in enumerate(_LAYERS):
-            conv = nn.Conv(channels, (width,), stride, "VALID", dtype=self.dtype, name=f"conv{i}")
-            x = conv(pad_time(x, padding))
+        for i, (channels, pool) in enumerate(_LAYERS):
+            if i == 0:
+                x = WaveConv(channels, 964, 16, self.dtype, name="conv0")(x)
+            else:
+                conv = nn.Conv(channels, (13,), padding="VALID", dtype=self.dtype, name=f"conv{i}")
+                x = conv(pad_time(x, 6))
             norm = BatchNorm(not train, axis_name=self.axis_name, dtype=self.dtype, name=f"norm{i}")
             x = max_pool_time(nn.relu(norm(x)), pool)
         return x

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
+_POSITIONS = 4  # of a result of WaveConv, computed together
 
 
 def on_cpu() -> bool:
@@ -109,6 +110,47 @@ class StemConv(nn.Module):
             x = jnp.concatenate(parts, axis=-1)
         y = x.reshape(-1, 49) @ kernel.transpose(1, 0, 2, 3).reshape(49, -1)
         return y.reshape(*x.shape[:-1], self.features)
+
+
+class WaveConv(nn.Module):
+    """Strided convolution over one channel, with bias, without padding: `[batch, samples, 1]` to
+    `[batch, (samples - width) // stride + 1, features]`.
+
+    Its parameters are those of `nn.Conv`: `kernel` `[width, 1, features]`, `bias` `[features]`.
+    """
+
+    features: int
+    width: int
+    stride: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        shape = (self.width, 1, self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        if not on_cpu():
+            return _conv_time(x, kernel, self.stride) + bias
+        # As a convolution over rows of a few strides, whose channels are as many positions of the
+        # result: wide products, of which few factors are the zeros that this adds.
+        rate, per_row = self.stride * _POSITIONS, _POSITIONS * self.features
+        taps = -(-(self.width + rate - self.stride) // rate)
+        shifts = range(0, rate, self.stride)
+        kernel = jnp.stack(
+            [jnp.pad(kernel[:, 0], ((i, taps * rate - self.width - i), (0, 0))) for i in shifts], 1
+        )
+        positions = (x.shape[1] - self.width) // self.stride + 1
+        samples = (-(-positions // _POSITIONS) + taps - 1) * rate
+        x = jnp.pad(x[:, :samples], ((0, 0), (0, max(0, samples - x.shape[1])), (0, 0)))
+        y = _conv_time(x.reshape(len(x), -1, rate), kernel.reshape(taps, rate, per_row), 1)
+        return y.reshape(len(x), -1, self.features)[:, :positions] + bias
+
+
+def _conv_time(x, kernel, stride: int):
+    return lax.conv_general_dilated(
+        x, kernel, (stride,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
+    )
 
 
 class Dropout(nn.Module):
