@@ -3,8 +3,8 @@ shards.
 
 Records are parsed once, when the index is made (see `shards`). Any position of any epoch is then
 reached at no cost, the shuffle is complete without a buffer, and a set larger than memory streams
-through the page cache. A tf.data.Dataset of step numbers drives the copying, ahead of the loop, in
-threads of its own.
+through the page cache. A tf.data.Dataset streams the permuted positions, and asks the disk for
+their clips, ahead of the loop; the loop's own thread copies them while the devices compute.
 """
 
 import functools
@@ -30,12 +30,8 @@ from mgc_jax.features import ClipSettings
 
 # JAX on a CPU takes memory as it is, without a copy, from such addresses on.
 _ALIGNMENT = 64
-# Batches ahead of the copied one whose pages the disk is asked for.
-_READ_AHEAD = 4
-# tf.data hands over several batches at a time, as a hand-over takes as long as copying one; bytes.
-_BLOCK, _MOST_BATCHES = 2**26, 16
-# One does not use up the memory's bandwidth.
-_COPYING_THREADS = 2
+# Batches that tf.data goes ahead by; each hand-over takes as long as copying a batch.
+_AHEAD = 16
 
 Batch = dict[str, np.ndarray]
 
@@ -104,9 +100,7 @@ class Split:
             `mel` `[batch, frames, mels] uint8` and/or `waveform` `[batch, samples] int16`; `label`
             `[batch] int32`.
         """
-        buffer = np.empty(self._buffer_size(len(rows)), np.uint8)
-        self._copy(rows, buffer)
-        return self._view(rows, buffer)
+        return self._view(rows, self._copy(rows, np.empty(self._buffer_size(len(rows)), np.uint8)))
 
     def train_batches(self, batch_size: int, seed: int, first_step: int = 0) -> Iterator[Batch]:
         """Endless shuffled batches from a step on: of each global batch, this host's share.
@@ -132,11 +126,13 @@ class Split:
         if sum(map(len, self._maps)) > _memory():
             cold_until = math.inf
 
-        def read_ahead(step: int) -> None:
+        def rows_ahead(step: int) -> np.ndarray:
+            found = rows(step)
             if step < cold_until:
-                self._read_ahead(rows(step + _READ_AHEAD))
+                self._read_ahead(found)
+            return found
 
-        return self._stream(range(first_step, sys.maxsize), rows, read_ahead)
+        return self._stream(range(first_step, sys.maxsize), rows_ahead)
 
     def train_rows(self, step: int, batch_size: int, seed: int) -> np.ndarray:
         """The clips of one global batch of `train_batches`: `[batch] int64`, in stored order."""
@@ -176,40 +172,26 @@ class Split:
         """In bytes, each feature at an address that JAX takes."""
         return sum(_aligned(clips * self._size(name)) for name in self._fields)
 
-    def _stream(
-        self,
-        steps: range,
-        rows: Callable[[int], np.ndarray],
-        read_ahead: Callable[[int], None] = lambda step: None,
-    ) -> Iterator[Batch]:
-        """The clips of each step, copied by tf.data before the loop asks for them."""
-        size = self._buffer_size(len(rows(steps.start)))
-        batches = min(max(1, _BLOCK // size), _MOST_BATCHES)
-        pool = BufferPool(batches * size)
-
-        def copy(numbers: np.ndarray) -> np.ndarray:
-            buffer = pool.take()
-            for step, part in zip(numbers.tolist(), buffer.reshape(batches, -1), strict=False):
-                read_ahead(step)
-                self._copy(rows(step), part)
-            return buffer
-
+    def _stream(self, steps: range, rows: Callable[[int], np.ndarray]) -> Iterator[Batch]:
+        """The clips of each step; `rows` is called some steps ahead."""
         blocks = (
             tf.data.Dataset.range(steps.start, steps.stop)
-            .batch(batches)
-            .map(lambda numbers: tf.numpy_function(copy, [numbers], tf.uint8), _COPYING_THREADS)
+            .batch(_AHEAD)
+            .map(lambda numbers: tf.numpy_function(_stack(rows), [numbers], tf.int64))
             .prefetch(1)
         )
-        parts = (
-            part for block in blocks.as_numpy_iterator() for part in block.reshape(batches, -1)
-        )
-        for step, part in zip(steps, parts, strict=False):
-            yield self._view(rows(step), part)
+        pool = None
+        for block in blocks.as_numpy_iterator():
+            pool = pool or BufferPool(self._buffer_size(block.shape[1]))
+            for clips in block:
+                # Held by nothing here, so that a loop that is done with it gets it again.
+                yield self._view(clips, self._copy(clips, pool.take()))
 
-    def _copy(self, rows: np.ndarray, buffer: np.ndarray) -> None:
+    def _copy(self, rows: np.ndarray, buffer: np.ndarray) -> np.ndarray:
         for name, part in self._parts(len(rows), buffer):
             clips = [self._bytes[shard][clip] for shard, clip in self._slices(name, rows)]
             np.concatenate(clips, out=part)
+        return buffer
 
     def _view(self, rows: np.ndarray, buffer: np.ndarray) -> Batch:
         batch = {"label": self._index.labels["label"][rows].astype(np.int32)}
@@ -304,6 +286,10 @@ def _check_settings(path: Path, stored: Mapping, wanted: ClipSettings) -> None:
             f"{path} was prepared with other audio settings: {'; '.join(differences)}. "
             "Prepare it into another --data_dir, or change the config"
         )
+
+
+def _stack(rows: Callable[[int], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda steps: np.stack([rows(step) for step in steps.tolist()])
 
 
 @functools.lru_cache(maxsize=2)
