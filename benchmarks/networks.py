@@ -224,8 +224,10 @@ def _measure_parts() -> dict:
     results = {}
     for part in ("inference", "train"):
         command = [sys.executable, *sys.argv, f"--part={part}"]
-        found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-        for name, entries in found.items():
+        done = subprocess.run(command, stdout=subprocess.PIPE)
+        if done.returncode:
+            sys.exit(done.returncode)  # it has said why
+        for name, entries in json.loads(done.stdout).items():
             results.setdefault(name, {}).update(entries)
     return results
 
