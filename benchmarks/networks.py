@@ -215,6 +215,12 @@ def main(argv: list[str]) -> None:
     for name in _NETWORKS.value:
         if name not in MODELS:
             raise InputError(f"--networks={name!r} is unknown: one of {', '.join(MODELS)}")
+    # Here, not where they are used, after minutes of measuring.
+    if len(_integers(_BATCH)) not in (0, 1, len(_NETWORKS.value)):
+        raise InputError(
+            f"--batch: give one number, or {len(_NETWORKS.value)}, one for each network"
+        )
+    _integers(_INFERENCE_BATCH)
     results = _measure_part() if _PART.value else _measure_parts()
     print(json.dumps(results, indent=2))
 
@@ -406,8 +412,6 @@ def _train_batch_sizes() -> dict[str, int]:
     names, sizes = _NETWORKS.value, _integers(_BATCH)
     if not sizes:
         return {name: _default_batch_size(name) for name in names}
-    if len(sizes) not in (1, len(names)):
-        raise InputError(f"--batch: give one number, or {len(names)}, one for each network")
     return dict(zip(names, sizes * (len(names) // len(sizes)), strict=True))
 
 
