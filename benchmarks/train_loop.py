@@ -1,18 +1,19 @@
 """Times the training loop against the bare compiled step that it repeats.
 
     python benchmarks/train_loop.py
-    python benchmarks/train_loop.py --batch=64 --steps=1000
+    python benchmarks/train_loop.py --batch=64 --steps=100
 
-The loop is the package's own, with logs and metrics, over a batch that is always there; the bare
-step gets the same batch from the host, one after another without a look at what comes out. They
-take turns. Run it on an idle machine; choose --batch so that a step takes about 10 ms.
+The loop is the package's own, with logs, metrics and the saving after each epoch, over a batch that
+is always there. The bare step gets the same batch from the host, one after another without a look
+at what comes out. Its turns are in the loop's validations, so that both run in one process under
+the same conditions. Run it on an idle machine; choose --batch so that a step takes about 10 ms.
 
 Prints one JSON object:
 
-step_ms          a bare step, the median of the repetitions
+step_ms          a bare step, the median of the turns
 overhead         seconds of an epoch in the loop / seconds of as many bare steps - 1, the median
-                 over the pairs of repetitions
-overheads        of each pair
+                 over the epochs
+overheads        of each epoch
 """
 
 import itertools
@@ -21,6 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 # Runs from a clone, whether or not the package is installed.
@@ -36,16 +38,17 @@ from mgc_jax.features import ClipSettings
 from mgc_jax.input_pipeline import ClipDataset
 
 _BATCH = flags.DEFINE_integer("batch", 4, "Clips a step.", 1)
-_STEPS = flags.DEFINE_integer("steps", 500, "Steps a repetition.", 10)
-_REPETITIONS = flags.DEFINE_integer("repetitions", 5, "Pairs to take the median of.", 1)
+_STEPS = flags.DEFINE_integer("steps", 300, "Steps of an epoch and of a bare turn.", 10)
+_REPETITIONS = flags.DEFINE_integer("repetitions", 25, "Epochs, each with a bare turn.", 1)
 _MODEL = flags.DEFINE_string("model", "baseline_a_2d", "Network, one on log-mels.")
 
 
 class SameBatch:
     """A split that has the same batch ready at every step, as the loop sees a `Split`."""
 
-    def __init__(self, batch: dict[str, np.ndarray], steps: int):
-        self._batch, self._steps = batch, steps
+    def __init__(self, batch: dict[str, np.ndarray], validating: Callable[[], None]):
+        """Takes what to call whenever the loop validates."""
+        self._batch, self._validating = batch, validating
         names = ("label", "track_id", "clip")
         self.labels = {name: batch["label"].astype(np.int64) for name in names}
 
@@ -53,21 +56,23 @@ class SameBatch:
         return len(self._batch["label"])
 
     def steps_per_epoch(self, batch_size: int) -> int:
-        return self._steps
+        return _STEPS.value
 
     def train_batches(self, batch_size: int, seed: int, first_step: int):
         return (dict(self._batch) for _ in itertools.count())
 
     def eval_batches(self, batch_size: int):
+        self._validating()
         yield dict(self._batch)
 
 
 def main(argv: list[str]) -> None:
     cli.reject_arguments(argv)
     cli.log.setLevel("WARNING")
+    parallel.keep_memory()
     config = default.get_config()
     # The first epoch compiles.
-    config.update(model=_MODEL.value, batch_size=_BATCH.value, num_epochs=2)
+    config.update(model=_MODEL.value, batch_size=_BATCH.value, num_epochs=_REPETITIONS.value + 1)
     rng = np.random.default_rng(0)
     shape = (_BATCH.value, *ClipSettings.from_config(config).shape("mel"))
     batch = {
@@ -80,15 +85,24 @@ def main(argv: list[str]) -> None:
         lambda s, b: train.train_step(s, b, model.features, config), donate=True
     )
     state, _ = step(state, batch)
-    bare, looped = [], []
-    for _ in range(_REPETITIONS.value):
-        looped.append(_time_loop(config, batch))
+    bare = []
+
+    def bare_turn() -> None:
+        nonlocal state
         start = time.perf_counter()
         for _ in range(_STEPS.value):
             state, _ = step(state, batch)
         jax.block_until_ready(state)
         bare.append(time.perf_counter() - start)
-    overheads = [a / b - 1 for a, b in zip(looped, bare, strict=True)]
+
+    split = SameBatch(batch, bare_turn)
+    splits = {"train": split, "validation": split}
+    dataset = ClipDataset(Path(), [str(i) for i in range(8)], splits, {})
+    with tempfile.TemporaryDirectory() as workdir:
+        loop.train(config, Path(workdir), dataset)
+        lines = map(json.loads, (Path(workdir) / "metrics.jsonl").read_text().splitlines())
+        looped = [line["seconds"] for line in lines if line["kind"] == "train"]
+    overheads = [a / b - 1 for a, b in zip(looped[1:], bare[1:], strict=True)]
     result = {
         "step_ms": 1000 * statistics.median(bare) / _STEPS.value,
         "overhead": statistics.median(overheads),
@@ -97,17 +111,6 @@ def main(argv: list[str]) -> None:
         "devices": parallel.describe_devices(),
     }
     print(json.dumps(result, indent=2))
-
-
-def _time_loop(config, batch: dict[str, np.ndarray]) -> float:
-    """Seconds of the second epoch of a run, without its validation."""
-    split = SameBatch(batch, _STEPS.value)
-    splits = {"train": split, "validation": split}
-    dataset = ClipDataset(Path(), [str(i) for i in range(8)], splits, {})
-    with tempfile.TemporaryDirectory() as workdir:
-        loop.train(config, Path(workdir), dataset)
-        lines = map(json.loads, (Path(workdir) / "metrics.jsonl").read_text().splitlines())
-        return [line["seconds"] for line in lines if line["kind"] == "train"][-1]
 
 
 if __name__ == "__main__":

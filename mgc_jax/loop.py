@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -119,7 +120,8 @@ class _Training:
         self.progress = Progress()
         self.restore()
         schedule = learning_rate_schedule(config, self.steps)
-        self.rates = learning_rates(schedule, self.steps * config.num_epochs)
+        self.rates = learning_rates(schedule, self.steps * config.num_epochs).tolist()
+        self.save_interval = 60 * config.checkpoint_every_minutes
         self.saved_at = time.monotonic()
 
     def restore(self) -> None:
@@ -166,6 +168,8 @@ class _Training:
     def train_epoch(self, batches: Iterator[dict[str, np.ndarray]]) -> None:
         """What is left of an epoch. Metrics are fetched some steps late, so that no step waits."""
         progress, end = self.progress, (self.progress.epoch + 1) * self.steps
+        share = self.config.batch_size // jax.process_count()
+        requests = np.repeat(np.int32([[_GO_ON], [_SAVE], [_STOP]]), share, axis=1)
         self.request = _GO_ON
         self.clock = time.perf_counter()
         self.line.start_epoch(progress.step)
@@ -174,7 +178,7 @@ class _Training:
             start = time.perf_counter()
             batch = next(batches)
             self.line.waited(time.perf_counter() - start)
-            batch["request"] = np.full(len(batch["label"]), self.local_request(), np.int32)
+            batch["request"] = requests[self.local_request()]
             self.state, metrics = self.step_fn(self.state, batch)
             pending.append(metrics)
             if len(pending) > parallel.STEPS_IN_FLIGHT:
@@ -195,7 +199,7 @@ class _Training:
         """What this process wants of the loop."""
         if self.stop_requested():
             return _STOP
-        due = time.monotonic() - self.saved_at >= 60 * self.config.checkpoint_every_minutes
+        due = time.monotonic() - self.saved_at >= self.save_interval
         return _SAVE if due else _GO_ON
 
     def account(self, metrics: jax.Array) -> None:
@@ -204,8 +208,8 @@ class _Training:
         *metrics, request = np.asarray(metrics).tolist()
         self.request = max(self.request, request)
         metrics = dict(zip(_METRICS, metrics, strict=True))
-        metrics["learning_rate"] = self.rates[progress.step - progress.skipped].item()
-        finite = np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])
+        metrics["learning_rate"] = self.rates[progress.step - progress.skipped]
+        finite = math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])
         if not finite and not self.config.skip_nonfinite:
             self.fail(metrics)
         progress.step += 1

@@ -15,8 +15,9 @@ from matplotlib.image import imread
 from mgc_jax import cli, parallel
 from mgc_jax.files import write_text
 
-# A scalar costs TensorBoard's writer as much as a fast step may take in all.
-_TENSORBOARD_EVERY = 50
+# Lines of steps are written together, out of the way of fast steps. One of them goes to
+# TensorBoard, as its writer takes as long for a scalar as a fast step in all.
+_STEPS_A_WRITE = 100
 
 
 class RunLog:
@@ -40,6 +41,7 @@ class RunLog:
             if (line["step"] <= step if line["kind"] == "step" else line["epoch"] <= epoch)
         ]
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._lines = []
         self._file = open(path, "a")
         self._tensorboard = SummaryWriter(str(workdir), auto_flush=False)
 
@@ -48,6 +50,7 @@ class RunLog:
 
     def __exit__(self, *_) -> None:
         if self._open:
+            self._write_lines()
             self._tensorboard.close()
             self._file.close()
 
@@ -55,21 +58,28 @@ class RunLog:
         """Logs values after a step or an epoch; None stands for a number that is not finite."""
         if not self._open:
             return
-        line = {"kind": kind, "epoch": epoch, "step": step, **values}
-        self._file.write(json.dumps(line) + "\n")
-        if kind != "step" or step % _TENSORBOARD_EVERY == 0:
-            for name, value in values.items():
-                if value is not None:
-                    self._tensorboard.scalar(f"{kind}/{name}", value, step)
-        if kind != "step":
+        self._lines.append({"kind": kind, "epoch": epoch, "step": step, **values})
+        if kind == "step" and step % _STEPS_A_WRITE:
+            return
+        for name, value in values.items():
+            if value is not None:
+                self._tensorboard.scalar(f"{kind}/{name}", value, step)
+        if kind == "step":
+            self._write_lines()
+        else:
             self.flush()
 
     def flush(self) -> None:
         """Puts everything on disk: no checkpoint may be ahead of the log."""
         if self._open:
-            self._file.flush()
+            self._write_lines()
             os.fsync(self._file.fileno())
             self._tensorboard.flush()
+
+    def _write_lines(self) -> None:
+        self._file.writelines(json.dumps(line) + "\n" for line in self._lines)
+        self._file.flush()
+        self._lines.clear()
 
 
 def write_images(workdir: str | os.PathLike, step: int, pictures: Mapping[str, Path]) -> None:
