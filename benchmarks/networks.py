@@ -24,7 +24,8 @@ clips_per_s      batch / ours_s
 compile_s        the first call: tracing, compiling without the persistent cache, and one step
 gflop            XLA's count for one step as written, before its optimisations: after them, a GPU's
                  library routines would count as nothing, and rewritten convolutions as too much
-gbyte            XLA's count of what the compiled step reads and writes, caches not considered
+gbyte            XLA's count of what the compiled step reads and writes, caches not considered; of a
+                 loop over a batch's parts (DenseNet's inference on a CPU) one pass
 gflop_per_s      gflop / ours_s
 share_of_peak    gflop_per_s / the matmul peak of this dtype, measured in the same run
 floor_s          the larger of gflop / matmul peak and gbyte / memory bandwidth
@@ -172,7 +173,9 @@ class Ours:
                 log_probs = compiled(variables, on_device)
             log_probs.block_until_ready()
 
-        return _first_call(run, _count_flop(function, variables, batch))
+        # A pass of a loop over a batch's parts would count once.
+        size, one = len(batch["label"]), {name: array[:1] for name, array in batch.items()}
+        return _first_call(run, size * _count_flop(function, variables, one))
 
 
 class Rival:

@@ -4,6 +4,7 @@ Importing this module loads no TensorFlow, so that the step also runs on a machi
 """
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ from mgc_jax.checkpoints import Checkpoints
 from mgc_jax.errors import InputError
 from mgc_jax.features import ClipSettings, to_network_input
 from mgc_jax.models import create_model
+from mgc_jax.models.layers import on_cpu
 from mgc_jax.optimizer import learning_rate_schedule, make_optimizer
 
 
@@ -218,9 +220,20 @@ def class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
 
 def predict_step(variables: Mapping, batch: Mapping[str, jax.Array], model: nn.Module) -> jax.Array:
     """Log-probabilities of the whole batch, on every replica: `[batch, classes] float32`."""
-    inputs = [to_network_input(name, batch[name]) for name in model.features]
-    log_probs = jax.nn.log_softmax(model.apply(variables, *inputs, train=False))
-    return jax.lax.all_gather(log_probs, parallel.AXIS, tiled=True)
+
+    def logits(stored):
+        inputs = [to_network_input(name, array) for name, array in stored.items()]
+        return model.apply(variables, *inputs, train=False)
+
+    stored = {name: batch[name] for name in model.features}
+    (size,) = {len(array) for array in stored.values()}
+    at_once = math.gcd(size, model.clips_at_once) if model.clips_at_once and on_cpu() else size
+    if at_once < size:  # one after another
+        parts = jax.tree.map(lambda x: x.reshape(-1, at_once, *x.shape[1:]), stored)
+        outputs = jax.lax.map(logits, parts).reshape(size, -1)
+    else:
+        outputs = logits(stored)
+    return jax.lax.all_gather(jax.nn.log_softmax(outputs), parallel.AXIS, tiled=True)
 
 
 def compile_predict_step(model: nn.Module) -> Callable:

@@ -32,6 +32,18 @@ def test_parameters(name):
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
+def test_batches_of_any_size_can_be_exported(name):
+    model = create_model(name, 8)
+    shapes = [SHAPES[feature] for feature in model.features]
+    (batch,) = jax.export.symbolic_shape("batch")
+    inputs = [jax.ShapeDtypeStruct((batch, *shape), jnp.float32) for shape in shapes]
+    one = [jax.ShapeDtypeStruct((1, *shape), jnp.float32) for shape in shapes]
+    variables = jax.eval_shape(lambda *x: model.init(jax.random.key(0), *x, train=False), *one)
+    logits = jax.eval_shape(lambda v, *x: model.apply(v, *x, train=False), variables, *inputs)
+    assert logits.shape == (batch, 8)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_logits_of_another_length(name, dtype):
     shapes = {"mel": (77, 513), "waveform": (96_000,)}
@@ -78,8 +90,18 @@ def test_cpu_forms_equal_the_plain_ones(shape, monkeypatch):
 def test_wave_convolution_equals_flax(samples, width, stride):
     """Down to a single position, with the gradient of the kernel."""
     x = jax.random.normal(jax.random.key(0), (2, samples, 1))
-    ours = layers.WaveConv(3, width, stride)
-    flax = nn.Conv(3, (width,), stride, "VALID")
+    _check_convolution(layers.WaveConv(3, width, stride), nn.Conv(3, (width,), stride, "VALID"), x)
+
+
+@pytest.mark.parametrize("frames", [6, 7, 30, 31])
+@pytest.mark.parametrize("width", [2, 4, 6])
+def test_even_convolution_equals_flax(frames, width):
+    """Down to a single position, with the gradient of the kernel."""
+    x = jax.random.normal(jax.random.key(0), (2, frames, 5))
+    _check_convolution(layers.EvenConv(3, width), nn.Conv(3, (width,), padding="VALID"), x)
+
+
+def _check_convolution(ours, flax, x):
     variables = flax.init(jax.random.key(1), x)
     variables["params"]["bias"] = jnp.arange(3.0)
     same = jax.tree.map(

@@ -15,6 +15,7 @@ from mgc_jax import cli, loop, parallel, train
 from mgc_jax.checkpoints import Checkpoints
 from mgc_jax.features import to_network_input
 from mgc_jax.input_pipeline import open_dataset
+from mgc_jax.models import create_model
 from mgc_jax.run_log import ProgressLine
 
 
@@ -151,3 +152,16 @@ def test_progress_line(monkeypatch, caplog, live):
     assert ("\r" in said) == live and ("\n" in said) != live
     if live:
         assert said.endswith("\r\x1b[K")
+
+
+@pytest.mark.parametrize("clips", [1, 3, 4])
+def test_predicting_in_parts_changes_nothing(clips):
+    small = {"growth_rate": 4, "block_sizes": (2, 1), "initial_features": 8}
+    model = create_model("densenet", 3, axis_name=parallel.AXIS, **small)
+    rng = np.random.default_rng(0)
+    mel = rng.integers(0, 256, (clips, 30, 40), np.uint8)
+    inputs = to_network_input("mel", mel)
+    variables = model.init(jax.random.key(0), inputs, train=False)
+    logits = [model.apply(variables, x[None], train=False)[0] for x in inputs]
+    found = train.compile_predict_step(model)(variables, {"mel": mel, "label": np.zeros(clips)})
+    np.testing.assert_allclose(found, jax.nn.log_softmax(np.array(logits)), atol=1e-5)

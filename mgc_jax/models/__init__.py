@@ -1,4 +1,8 @@
-"""The networks, by name."""
+"""The networks, by name.
+
+Each class says its inputs, in order, as `features`, and as `clips_at_once` how many clips a CPU had
+best predict together: as many as its caches hold the pictures of, or None for a whole batch.
+"""
 
 from collections.abc import Mapping
 

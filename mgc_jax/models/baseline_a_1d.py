@@ -47,6 +47,7 @@ class BaselineA1D(nn.Module):
     """Five convolutions over the waveform, pooled by the mean, and a dense head."""
 
     features = ("waveform",)
+    clips_at_once = None
 
     num_classes: int = 8
     dtype: jnp.dtype = jnp.float32

@@ -27,6 +27,7 @@ class BaselineA2D(nn.Module):
     """Three convolutions over time, pooled by mean and max, and a dense head."""
 
     features = ("mel",)
+    clips_at_once = None
 
     num_classes: int = 8
     dtype: jnp.dtype = jnp.float32

@@ -17,13 +17,14 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
-from mgc_jax.models.layers import BatchNorm, DenseHead, pad_time, pool_mean_max
+from mgc_jax.models.layers import BatchNorm, DenseHead, EvenConv, pad_time, pool_mean_max
 
 
 class BaselineB(nn.Module):
     """A residual block over time, pooled by mean and max, and a dense head."""
 
     features = ("mel",)
+    clips_at_once = None
 
     num_classes: int = 8
     dtype: jnp.dtype = jnp.float32
@@ -33,7 +34,7 @@ class BaselineB(nn.Module):
     @nn.compact
     def __call__(self, mel, train: bool):
         """`mel` `[batch, frames, mels] float32` in [-1, 1] to logits `[batch, classes] float32`."""
-        conv = partial(nn.Conv, 256, (4,), padding="VALID", dtype=self.dtype)
+        conv = partial(EvenConv, 256, 4, self.dtype)
         norm = partial(
             BatchNorm, use_running_average=not train, dtype=self.dtype, axis_name=self.axis_name
         )

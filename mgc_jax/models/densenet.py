@@ -68,8 +68,8 @@ class Transition(nn.Module):
     @nn.compact
     def __call__(self, x, moments):
         x = nn.relu(self.norm(name="norm")(x, moments))
-        x = PointConv(x.shape[-1] // 2, self.dtype, name="conv")(x)
-        return avg_pool_2x2(x)
+        # A mean and a 1x1 convolution commute; in this order the products are a quarter as many.
+        return PointConv(x.shape[-1] // 2, self.dtype, name="conv")(avg_pool_2x2(x))
 
 
 class DenseNetFeatures(nn.Module):
@@ -112,6 +112,7 @@ class DenseNet121(nn.Module):
     """DenseNet-121 over the log-mel as a one-channel picture."""
 
     features = ("mel",)
+    clips_at_once = 2
 
     num_classes: int = 8
     growth_rate: int = 32

@@ -24,6 +24,7 @@ class FusionNet(nn.Module):
     """Two branches, concatenated before one dense layer."""
 
     features = ("mel", "waveform")
+    clips_at_once = 2
 
     num_classes: int = 8
     dtype: jnp.dtype = jnp.float32

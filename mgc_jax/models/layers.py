@@ -16,7 +16,7 @@ def on_cpu() -> bool:
 
     Its 1x1 convolutions are several times slower than the same product, and its pooling windows
     slower than slices and reductions; accelerators have kernels for the plain forms. Parameters and
-    results are the same either way.
+    results are the same either way, but for rounding.
     """
     return jax.default_backend() == "cpu"
 
@@ -136,6 +136,7 @@ class WaveConv(nn.Module):
         # result: wide products, of which few factors are the zeros that this adds.
         rate, per_row = self.stride * _POSITIONS, _POSITIONS * self.features
         taps = -(-(self.width + rate - self.stride) // rate)
+        taps += taps % 2
         shifts = range(0, rate, self.stride)
         kernel = jnp.stack(
             [jnp.pad(kernel[:, 0], ((i, taps * rate - self.width - i), (0, 0))) for i in shifts], 1
@@ -143,14 +144,59 @@ class WaveConv(nn.Module):
         positions = (x.shape[1] - self.width) // self.stride + 1
         samples = (-(-positions // _POSITIONS) + taps - 1) * rate
         x = jnp.pad(x[:, :samples], ((0, 0), (0, max(0, samples - x.shape[1])), (0, 0)))
-        y = _conv_time(x.reshape(len(x), -1, rate), kernel.reshape(taps, rate, per_row), 1)
-        return y.reshape(len(x), -1, self.features)[:, :positions] + bias
+        y = _fast_conv_time(x.reshape(x.shape[0], -1, rate), kernel.reshape(taps, rate, per_row))
+        return y.reshape(x.shape[0], -1, self.features)[:, :positions] + bias
+
+
+class EvenConv(nn.Module):
+    """Convolution over time of even width, with bias, without padding: `[batch, time, channels]` to
+    `[batch, time - width + 1, features]`.
+
+    Its parameters are those of `nn.Conv`: `kernel` `[width, channels, features]`, `bias`
+    `[features]`.
+    """
+
+    features: int
+    width: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        shape = (self.width, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        if not on_cpu():
+            return _conv_time(x, kernel, 1) + bias
+        return _fast_conv_time(x, kernel) + bias
 
 
 def _conv_time(x, kernel, stride: int):
     return lax.conv_general_dilated(
         x, kernel, (stride,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
     )
+
+
+def _fast_conv_time(x, kernel):
+    """What `_conv_time` gives with a stride of 1, for an even width, from 3/4 of the products.
+
+    This is the fast FIR algorithm (Mou and Duhamel, "Short-length FIR filters and their use in fast
+    nonrecursive filtering", 1991): of three convolutions of half the length and width, the even and
+    the odd results share one.
+    """
+    batch, time, channels = x.shape
+    width, _, features = kernel.shape
+    results = time - width + 1
+    half = -(-results // 2)
+    x = jnp.pad(x, ((0, 0), (0, 2 * half + width - time), (0, 0)))
+    x = x.reshape(batch, -1, 2, channels)
+    even, odd, next_even = x[:, :-1, 0], x[:, :-1, 1], x[:, 1:, 0]
+    first, second = kernel[::2], kernel[1::2]
+    shared = _conv_time(odd, first + second, 1)
+    y_even = shared + _conv_time(even - odd, first, 1)
+    y_odd = shared - _conv_time(odd - next_even, second, 1)
+    y = jnp.stack([y_even, y_odd], axis=2)
+    return y.reshape(batch, 2 * half, features)[:, :results]
 
 
 class Dropout(nn.Module):
