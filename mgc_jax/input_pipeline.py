@@ -8,6 +8,7 @@ their clips, ahead of the loop; the loop's own thread copies them while the devi
 """
 
 import functools
+import gc
 import math
 import mmap
 import os
@@ -30,8 +31,10 @@ from mgc_jax.features import ClipSettings
 
 # JAX on a CPU takes memory as it is, without a copy, from such addresses on.
 _ALIGNMENT = 64
-# Batches that tf.data goes ahead by; each hand-over takes as long as copying a batch.
-_AHEAD = 16
+# What tf.data goes ahead by, in bytes of batches: a hand-over takes as long as copying 2 MB.
+_AHEAD = 2**28
+# A buffer above this size had better be the one that is still in the caches.
+_CACHED = 2**22
 
 Batch = dict[str, np.ndarray]
 
@@ -55,6 +58,9 @@ class BufferPool:
 
     def take(self) -> np.ndarray:
         """`[size] uint8` of any content, aligned."""
+        if not self._free and self._size > _CACHED:
+            # JAX lets arrays go at its next call, or whenever Python looks for garbage.
+            gc.collect(0)
         try:
             memory = self._free.pop()
         except IndexError:
@@ -174,15 +180,15 @@ class Split:
 
     def _stream(self, steps: range, rows: Callable[[int], np.ndarray]) -> Iterator[Batch]:
         """The clips of each step; `rows` is called some steps ahead."""
+        size = self._buffer_size(len(rows(steps.start)))
+        pool = BufferPool(size)
         blocks = (
             tf.data.Dataset.range(steps.start, steps.stop)
-            .batch(_AHEAD)
+            .batch(max(1, _AHEAD // size))
             .map(lambda numbers: tf.numpy_function(_stack(rows), [numbers], tf.int64))
             .prefetch(1)
         )
-        pool = None
         for block in blocks.as_numpy_iterator():
-            pool = pool or BufferPool(self._buffer_size(block.shape[1]))
             for clips in block:
                 # Held by nothing here, so that a loop that is done with it gets it again.
                 yield self._view(clips, self._copy(clips, pool.take()))
