@@ -77,9 +77,10 @@ class RunLog:
             self._tensorboard.flush()
 
     def _write_lines(self) -> None:
-        self._file.writelines(json.dumps(line) + "\n" for line in self._lines)
+        text = "".join(json.dumps(line) + "\n" for line in self._lines)
+        self._lines.clear()  # first: after an error they must not be written a second time
+        self._file.write(text)
         self._file.flush()
-        self._lines.clear()
 
 
 def write_images(workdir: str | os.PathLike, step: int, pictures: Mapping[str, Path]) -> None:
