@@ -139,6 +139,7 @@ def _compare(config, folder: Path, names: tuple[str, ...], clips: dict, torch_pr
 def make_clips(config: ConfigDict, folder: Path) -> dict[str, np.ndarray]:
     """Random clips, `[clips, ...]` of each feature; also stored as PyTorch's loaders read them."""
     settings, rng, clips = ClipSettings.from_config(config), np.random.default_rng(0), {}
+    folder.mkdir(parents=True, exist_ok=True)
     for name, dtype in _FEATURES.items():
         info = np.iinfo(dtype)
         shape = (_CLIPS.value, *settings.shape(name))

@@ -15,6 +15,7 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,10 +32,12 @@ from mgc_jax.features import ClipSettings
 
 # JAX on a CPU takes memory as it is, without a copy, from such addresses on.
 _ALIGNMENT = 64
-# What tf.data goes ahead by, in bytes of batches: a hand-over takes as long as copying 2 MB.
-_AHEAD = 2**28
-# A buffer above this size had better be the one that is still in the caches.
+# What tf.data goes ahead by, in bytes of batches: a hand-over takes as long as copying 10 MB.
+_AHEAD = 2**30
+# A buffer above this size had better be the one that is still in the caches, and one core alone
+# does not read as fast as memory gives.
 _CACHED = 2**22
+_second_thread = ThreadPoolExecutor(1, "copy")
 
 Batch = dict[str, np.ndarray]
 
@@ -82,7 +85,9 @@ class Split:
         files = [os.fspath(path) for path in split.filepaths]
         self._index = shards.load_index(files, split.shard_lengths, name)
         self._maps = [_map(path) for path in files]
-        self._bytes = [np.frombuffer(file, np.uint8) for file in self._maps]
+        # Copies between arrays let other threads run; between memoryviews they begin sooner.
+        self._arrays = [np.frombuffer(file, np.uint8) for file in self._maps]
+        self._views = [memoryview(file) for file in self._maps]
         self._fields = {
             feature: (info.features[feature].shape, np.dtype(info.features[feature].np_dtype))
             for feature in feature_names
@@ -124,26 +129,36 @@ class Split:
             InputError: the split is smaller than one batch.
         """
 
-        def rows(step: int) -> np.ndarray:
-            return parallel.host_share(self.train_rows(step, batch_size, seed))
-
         # From the second epoch on, what fits into memory is in the page cache.
         cold_until = first_step + self.steps_per_epoch(batch_size)
         if sum(map(len, self._maps)) > _memory():
             cold_until = math.inf
 
-        def rows_ahead(step: int) -> np.ndarray:
-            found = rows(step)
-            if step < cold_until:
-                self._read_ahead(found)
+        def rows(steps: np.ndarray) -> np.ndarray:
+            found = parallel.host_share(self.train_rows(steps, batch_size, seed))
+            self._read_ahead(found[steps < cold_until])
             return found
 
-        return self._stream(range(first_step, sys.maxsize), rows_ahead)
+        return self._stream(range(first_step, sys.maxsize), rows)
 
-    def train_rows(self, step: int, batch_size: int, seed: int) -> np.ndarray:
-        """The clips of one global batch of `train_batches`: `[batch] int64`, in stored order."""
-        epoch, position = divmod(step, self.steps_per_epoch(batch_size))
-        return _order(len(self), seed, epoch)[position * batch_size : (position + 1) * batch_size]
+    def train_rows(self, steps: np.ndarray, batch_size: int, seed: int) -> np.ndarray:
+        """The clips of `train_batches` in stored order.
+
+        Args:
+            steps: `[steps] int64`, increasing.
+            batch_size: clips of a global batch.
+            seed: of the order.
+
+        Returns:
+            `[steps, batch] int64`.
+        """
+        per_epoch = self.steps_per_epoch(batch_size)
+        epochs, positions = np.divmod(steps, per_epoch)
+        rows = []
+        for epoch in np.unique(epochs).tolist():
+            batches = _order(len(self), seed, epoch)[: per_epoch * batch_size]
+            rows.append(batches.reshape(per_epoch, batch_size)[positions[epochs == epoch]])
+        return np.concatenate(rows)
 
     def eval_batches(self, batch_size: int) -> Iterator[Batch]:
         """Every clip once, in stored order: of each global batch, this host's share.
@@ -151,16 +166,16 @@ class Split:
         The last clip is repeated to fill the last batch; `mask` `[batch] bool` is False there.
         """
 
-        def rows(step: int) -> np.ndarray:
-            start = step * batch_size
-            return parallel.host_share(np.arange(start, start + batch_size))
+        def rows(steps: np.ndarray) -> np.ndarray:
+            return parallel.host_share(steps[:, None] * batch_size + np.arange(batch_size))
 
-        def existing(step: int) -> np.ndarray:
-            return np.minimum(rows(step), len(self) - 1)
+        def existing(steps: np.ndarray) -> np.ndarray:
+            return np.minimum(rows(steps), len(self) - 1)
 
         steps = range(math.ceil(len(self) / batch_size))
-        for step, batch in zip(steps, self._stream(steps, existing), strict=True):
-            yield batch | {"mask": rows(step) < len(self)}
+        masks = rows(np.array(steps)) < len(self)
+        for mask, batch in zip(masks, self._stream(steps, existing), strict=True):
+            yield batch | {"mask": mask}
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Whole batches in an epoch."""
@@ -178,14 +193,14 @@ class Split:
         """In bytes, each feature at an address that JAX takes."""
         return sum(_aligned(clips * self._size(name)) for name in self._fields)
 
-    def _stream(self, steps: range, rows: Callable[[int], np.ndarray]) -> Iterator[Batch]:
-        """The clips of each step; `rows` is called some steps ahead."""
-        size = self._buffer_size(len(rows(steps.start)))
+    def _stream(self, steps: range, rows: Callable[[np.ndarray], np.ndarray]) -> Iterator[Batch]:
+        """The clips of each step; `rows`, `[steps]` to `[steps, batch]`, is called ahead."""
+        size = self._buffer_size(rows(np.array([steps.start])).shape[1])
         pool = BufferPool(size)
         blocks = (
             tf.data.Dataset.range(steps.start, steps.stop)
             .batch(max(1, _AHEAD // size))
-            .map(lambda numbers: tf.numpy_function(_stack(rows), [numbers], tf.int64))
+            .map(lambda numbers: tf.numpy_function(rows, [numbers], tf.int64))
             .prefetch(1)
         )
         for block in blocks.as_numpy_iterator():
@@ -194,9 +209,19 @@ class Split:
                 yield self._view(clips, self._copy(clips, pool.take()))
 
     def _copy(self, rows: np.ndarray, buffer: np.ndarray) -> np.ndarray:
+        large = len(buffer) > _CACHED
+        files, copies = self._arrays if large else self._views, []
         for name, part in self._parts(len(rows), buffer):
-            clips = [self._bytes[shard][clip] for shard, clip in self._slices(name, rows)]
-            np.concatenate(clips, out=part)
+            part, end = part if large else memoryview(part), 0
+            for shard, clip in self._slices(name, rows):
+                start, end = end, end + clip.stop - clip.start
+                copies.append((part[start:end], files[shard][clip]))
+        if large:
+            other_half = _second_thread.submit(_copy_all, copies[1::2])
+            _copy_all(copies[::2])
+            other_half.result()
+        else:
+            _copy_all(copies)
         return buffer
 
     def _view(self, rows: np.ndarray, buffer: np.ndarray) -> Batch:
@@ -224,7 +249,7 @@ class Split:
     def _read_ahead(self, rows: np.ndarray) -> None:
         """Asks the disk for clips, without waiting: one at a time would take it far longer."""
         for name in self._fields:
-            for shard, clip in self._slices(name, rows):
+            for shard, clip in self._slices(name, rows.ravel()):
                 start = clip.start - clip.start % mmap.PAGESIZE
                 self._maps[shard].madvise(mmap.MADV_WILLNEED, start, clip.stop - start)
 
@@ -294,8 +319,9 @@ def _check_settings(path: Path, stored: Mapping, wanted: ClipSettings) -> None:
         )
 
 
-def _stack(rows: Callable[[int], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda steps: np.stack([rows(step) for step in steps.tolist()])
+def _copy_all(copies: list[tuple]) -> None:
+    for target, source in copies:
+        target[:] = source
 
 
 @functools.lru_cache(maxsize=2)

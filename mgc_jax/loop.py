@@ -231,7 +231,7 @@ class _Training:
     def fail(self, metrics: Mapping[str, float]) -> None:
         """Stops at a step that is not finite, before anything of it is saved."""
         step = self.progress.step
-        rows = self.split.train_rows(step, self.config.batch_size, self.config.seed)
+        rows = self.split.train_rows(np.array([step]), self.config.batch_size, self.config.seed)
         tracks = np.unique(self.split.labels["track_id"][rows]).tolist()
         path = self.workdir / "nonfinite.json"
         if parallel.is_main():

@@ -101,6 +101,19 @@ def test_even_convolution_equals_flax(frames, width):
     _check_convolution(layers.EvenConv(3, width), nn.Conv(3, (width,), padding="VALID"), x)
 
 
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("size", [(32, 129), (23, 23), (16, 64), (5, 4)])
+def test_square_convolution_equals_flax(size, train):
+    x = jax.random.normal(jax.random.key(0), (2, *size, 6))
+    flax = nn.Conv(3, (3, 3), padding=1, use_bias=False, kernel_init=nn.initializers.he_normal())
+    variables, ours = flax.init(jax.random.key(1), x), layers.SquareConv(3)
+    np.testing.assert_array_equal(
+        ours.init(jax.random.key(1), x, train)["params"]["kernel"], variables["params"]["kernel"]
+    )
+    found, expected = ours.apply(variables, x, train), flax.apply(variables, x)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def _check_convolution(ours, flax, x):
     variables = flax.init(jax.random.key(1), x)
     variables["params"]["bias"] = jnp.arange(3.0)

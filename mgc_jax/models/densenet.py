@@ -35,6 +35,7 @@ import jax.numpy as jnp
 from mgc_jax.models.layers import (
     BatchNorm,
     PointConv,
+    SquareConv,
     StemConv,
     avg_pool_2x2,
     batch_moments,
@@ -48,7 +49,6 @@ class DenseLayer(nn.Module):
     growth_rate: int
     bn_size: int
     dtype: jnp.dtype
-    conv: Any
     norm: Any
 
     @nn.compact
@@ -56,7 +56,7 @@ class DenseLayer(nn.Module):
         y = nn.relu(self.norm(name="norm1")(x, moments))
         y = PointConv(self.bn_size * self.growth_rate, self.dtype, name="conv1")(y)
         y = nn.relu(self.norm(name="norm2")(y))
-        return self.conv(self.growth_rate, (3, 3), padding=1, name="conv2")(y)
+        return SquareConv(self.growth_rate, self.dtype, name="conv2")(y, moments is not None)
 
 
 class Transition(nn.Module):
@@ -84,16 +84,13 @@ class DenseNetFeatures(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool):
-        conv = partial(
-            nn.Conv, use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.he_normal()
-        )
         norm = partial(
             BatchNorm, use_running_average=not train, dtype=self.dtype, axis_name=self.axis_name
         )
         x = StemConv(self.initial_features, self.dtype, name="conv0")(x)
         x = nn.relu(norm(name="norm0")(x))
         x = max_pool_3x3(x)
-        layer = partial(DenseLayer, self.growth_rate, self.bn_size, self.dtype, conv, norm)
+        layer = partial(DenseLayer, self.growth_rate, self.bn_size, self.dtype, norm)
         moments_of = partial(batch_moments, axis_name=self.axis_name) if train else lambda x: None
         for i, size in enumerate(self.block_sizes, start=1):
             # Once for each channel, whatever the number of layers that read it.

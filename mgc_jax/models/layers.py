@@ -9,6 +9,7 @@ from jax import lax
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
 _POSITIONS = 4  # of a result of WaveConv, computed together
+_WINOGRAD_PIXELS = 512  # of the smallest picture for which its sums cost less than they save
 
 
 def on_cpu() -> bool:
@@ -83,6 +84,30 @@ class PointConv(nn.Module):
         # Flat, since the gradients of a product with many batch axes are slow.
         y = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
         return y.reshape(*x.shape[:-1], self.features)
+
+
+class SquareConv(nn.Module):
+    """3x3 convolution, padding 1, without bias: `[batch, h, w, channels]` to
+    `[batch, h, w, features]`.
+
+    Its parameter is that of `nn.Conv`: `kernel` `[3, 3, channels, features]`.
+    """
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        shape = (3, 3, x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
+        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+        large = x.shape[1] * x.shape[2] >= _WINOGRAD_PIXELS
+        if train or not large or x.dtype != jnp.float32 or not on_cpu():
+            pad = ((1, 1), (1, 1))
+            return lax.conv_general_dilated(x, kernel, (1, 1), pad, dimension_numbers=_NHWC)
+        height, width = x.shape[1:3]
+        x = jnp.pad(x, ((0, 0), (1, 1 + height % 2), (1, 1 + width % 2), (0, 0)))
+        return _winograd_conv(x, kernel, axis=1)[:, :height, :width]
 
 
 class StemConv(nn.Module):
@@ -197,6 +222,30 @@ def _fast_conv_time(x, kernel):
     y_odd = shared - _conv_time(odd - next_even, second, 1)
     y = jnp.stack([y_even, y_odd], axis=2)
     return y.reshape(batch, 2 * half, features)[:, :results]
+
+
+def _winograd_conv(x, kernel, axis: int):
+    """3x3 convolution of even sizes without padding, from 4/9 of the products.
+
+    This is F(2x2, 3x3) of Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks",
+    CVPR 2016: along each axis from `axis` on, two results from four products instead of six.
+    """
+    if axis == x.ndim - 1:
+        return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
+    results = x.shape[axis] // 2 - 1
+    x0, x1, x2, x3 = (lax.slice_in_dim(x, i, i + 2 * results - 1, 2, axis) for i in range(4))
+    k0, k1, k2 = kernel
+    y0, y1, y2, y3 = (
+        _winograd_conv(part, taps, axis + 1)
+        for part, taps in (
+            (x0 - x2, k0),
+            (x1 + x2, (k0 + k1 + k2) / 2),
+            (x2 - x1, (k0 - k1 + k2) / 2),
+            (x1 - x3, k2),
+        )
+    )
+    y = jnp.stack([y0 + y1 + y2, y1 - y2 - y3], axis + 1)
+    return y.reshape(*x.shape[:axis], 2 * results, *y.shape[axis + 2 :])
 
 
 class Dropout(nn.Module):
