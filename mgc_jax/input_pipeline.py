@@ -4,7 +4,8 @@ shards.
 Records are parsed once, when the index is made (see `shards`). Any position of any epoch is then
 reached at no cost, the shuffle is complete without a buffer, and a set larger than memory streams
 through the page cache. A tf.data.Dataset streams the permuted positions, and asks the disk for
-their clips, ahead of the loop; the loop's own thread copies them while the devices compute.
+their clips, ahead of the loop; the loop's own thread copies them while the devices compute (for
+large batches, a second one helps).
 """
 
 import functools
