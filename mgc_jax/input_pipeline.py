@@ -33,8 +33,8 @@ from mgc_jax.features import ClipSettings
 
 # JAX on a CPU takes memory as it is, without a copy, from such addresses on.
 _ALIGNMENT = 64
-# What tf.data goes ahead by, in bytes of batches: a hand-over takes as long as copying 10 MB, and the
-# first one has its clips read from the disk.
+# What tf.data goes ahead by, in bytes of batches: a hand-over takes as long as copying 10 MB, and
+# the first one waits for the disk.
 _AHEAD = 2**29
 # A buffer above this size had better be the one that is still in the caches, and one core alone
 # does not read as fast as memory gives.
