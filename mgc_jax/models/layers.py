@@ -101,6 +101,7 @@ class SquareConv(nn.Module):
         shape = (3, 3, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.he_normal(), shape)
         x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+        # Winograd's form makes a train step no shorter, and costs bfloat16 digits it has not got.
         large = x.shape[1] * x.shape[2] >= _WINOGRAD_PIXELS
         if train or not large or x.dtype != jnp.float32 or not on_cpu():
             pad = ((1, 1), (1, 1))
