@@ -90,7 +90,7 @@ def test_cpu_forms_equal_the_plain_ones(shape, monkeypatch):
 def test_wave_convolution_equals_flax(samples, width, stride):
     """Down to a single position, with the gradient of the kernel."""
     x = jax.random.normal(jax.random.key(0), (2, samples, 1))
-    _check_convolution(layers.WaveConv(3, width, stride), nn.Conv(3, (width,), stride, "VALID"), x)
+    _check_convolution(layers.TimeConv(3, width, stride), nn.Conv(3, (width,), stride, "VALID"), x)
 
 
 @pytest.mark.parametrize("frames", [6, 7, 30, 31])
@@ -98,7 +98,7 @@ def test_wave_convolution_equals_flax(samples, width, stride):
 def test_even_convolution_equals_flax(frames, width):
     """Down to a single position, with the gradient of the kernel."""
     x = jax.random.normal(jax.random.key(0), (2, frames, 5))
-    _check_convolution(layers.EvenConv(3, width), nn.Conv(3, (width,), padding="VALID"), x)
+    _check_convolution(layers.TimeConv(3, width), nn.Conv(3, (width,), padding="VALID"), x)
 
 
 @pytest.mark.parametrize("train", [False, True])

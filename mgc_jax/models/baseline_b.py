@@ -17,7 +17,7 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
-from mgc_jax.models.layers import BatchNorm, DenseHead, EvenConv, pad_time, pool_mean_max
+from mgc_jax.models.layers import BatchNorm, DenseHead, TimeConv, pad_time, pool_mean_max
 
 
 class BaselineB(nn.Module):
@@ -34,7 +34,7 @@ class BaselineB(nn.Module):
     @nn.compact
     def __call__(self, mel, train: bool):
         """`mel` `[batch, frames, mels] float32` in [-1, 1] to logits `[batch, classes] float32`."""
-        conv = partial(EvenConv, 256, 4, self.dtype)
+        conv = partial(TimeConv, 256, 4, dtype=self.dtype)
         norm = partial(
             BatchNorm, use_running_average=not train, dtype=self.dtype, axis_name=self.axis_name
         )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
-_POSITIONS = 4  # of a result of WaveConv, computed together
+_POSITIONS = 4  # of a strided convolution's result, computed together
 _WINOGRAD_PIXELS = 512  # of the smallest picture for which its sums cost less than they save
 
 
@@ -138,52 +138,17 @@ class StemConv(nn.Module):
         return y.reshape(*x.shape[:-1], self.features)
 
 
-class WaveConv(nn.Module):
-    """Strided convolution over one channel, with bias, without padding: `[batch, samples, 1]` to
-    `[batch, (samples - width) // stride + 1, features]`.
+class TimeConv(nn.Module):
+    """Convolution over time without padding, with bias: `[batch, time, channels]` to
+    `[batch, (time - width) // stride + 1, features]`.
 
-    Its parameters are those of `nn.Conv`: `kernel` `[width, 1, features]`, `bias` `[features]`.
+    With a stride, over one channel; else of even width. Its parameters are those of `nn.Conv`:
+    `kernel` `[width, channels, features]`, `bias` `[features]`.
     """
 
     features: int
     width: int
-    stride: int
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x):
-        shape = (self.width, 1, self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        if not on_cpu():
-            return _conv_time(x, kernel, self.stride) + bias
-        # As a convolution over rows of a few strides, whose channels are as many positions of the
-        # result: wide products, of which few factors are the zeros that this adds.
-        rate, per_row = self.stride * _POSITIONS, _POSITIONS * self.features
-        taps = -(-(self.width + rate - self.stride) // rate)
-        taps += taps % 2
-        shifts = range(0, rate, self.stride)
-        kernel = jnp.stack(
-            [jnp.pad(kernel[:, 0], ((i, taps * rate - self.width - i), (0, 0))) for i in shifts], 1
-        )
-        positions = (x.shape[1] - self.width) // self.stride + 1
-        samples = (-(-positions // _POSITIONS) + taps - 1) * rate
-        x = jnp.pad(x[:, :samples], ((0, 0), (0, max(0, samples - x.shape[1])), (0, 0)))
-        y = _fast_conv_time(x.reshape(x.shape[0], -1, rate), kernel.reshape(taps, rate, per_row))
-        return y.reshape(x.shape[0], -1, self.features)[:, :positions] + bias
-
-
-class EvenConv(nn.Module):
-    """Convolution over time of even width, with bias, without padding: `[batch, time, channels]` to
-    `[batch, time - width + 1, features]`.
-
-    Its parameters are those of `nn.Conv`: `kernel` `[width, channels, features]`, `bias`
-    `[features]`.
-    """
-
-    features: int
-    width: int
+    stride: int = 1
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -193,7 +158,9 @@ class EvenConv(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         if not on_cpu():
-            return _conv_time(x, kernel, 1) + bias
+            return _conv_time(x, kernel, self.stride) + bias
+        if self.stride > 1:
+            return _conv_wave(x, kernel, self.stride) + bias
         return _fast_conv_time(x, kernel) + bias
 
 
@@ -201,6 +168,27 @@ def _conv_time(x, kernel, stride: int):
     return lax.conv_general_dilated(
         x, kernel, (stride,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
     )
+
+
+def _conv_wave(x, kernel, stride: int):
+    """What `_conv_time` gives for one channel, as a convolution over rows of a few strides.
+
+    The rows' channels are as many positions of the result: wide products, of which few factors are
+    the zeros that this adds.
+    """
+    width, _, features = kernel.shape
+    rate, per_row = stride * _POSITIONS, _POSITIONS * features
+    taps = -(-(width + rate - stride) // rate)
+    taps += taps % 2
+    shifts = range(0, rate, stride)
+    kernel = jnp.stack(
+        [jnp.pad(kernel[:, 0], ((i, taps * rate - width - i), (0, 0))) for i in shifts], 1
+    )
+    positions = (x.shape[1] - width) // stride + 1
+    samples = (-(-positions // _POSITIONS) + taps - 1) * rate
+    x = jnp.pad(x[:, :samples], ((0, 0), (0, max(0, samples - x.shape[1])), (0, 0)))
+    y = _fast_conv_time(x.reshape(x.shape[0], -1, rate), kernel.reshape(taps, rate, per_row))
+    return y.reshape(x.shape[0], -1, features)[:, :positions]
 
 
 def _fast_conv_time(x, kernel):
