@@ -136,12 +136,14 @@ class Split:
         if sum(map(len, self._maps)) > _memory():
             cold_until = math.inf
 
+        share = parallel.host_share(np.arange(batch_size))
+
         def rows(steps: np.ndarray) -> np.ndarray:
-            found = parallel.host_share(self.train_rows(steps, batch_size, seed))
+            found = self.train_rows(steps, batch_size, seed)[:, share]
             self._read_ahead(found[steps < cold_until])
             return found
 
-        return self._stream(range(first_step, sys.maxsize), rows)
+        return self._stream(range(first_step, sys.maxsize), len(share), rows)
 
     def train_rows(self, steps: np.ndarray, batch_size: int, seed: int) -> np.ndarray:
         """The clips of `train_batches` in stored order.
@@ -168,15 +170,12 @@ class Split:
         The last clip is repeated to fill the last batch; `mask` `[batch] bool` is False there.
         """
 
-        def rows(steps: np.ndarray) -> np.ndarray:
-            return parallel.host_share(steps[:, None] * batch_size + np.arange(batch_size))
-
-        def existing(steps: np.ndarray) -> np.ndarray:
-            return np.minimum(rows(steps), len(self) - 1)
-
         steps = range(math.ceil(len(self) / batch_size))
-        masks = rows(np.array(steps)) < len(self)
-        for mask, batch in zip(masks, self._stream(steps, existing), strict=True):
+        share = parallel.host_share(np.arange(batch_size))
+        rows = np.array(steps)[:, None] * batch_size + share
+        existing = np.minimum(rows, len(self) - 1)
+        batches = self._stream(steps, len(share), lambda numbers: existing[numbers])
+        for mask, batch in zip(rows < len(self), batches, strict=True):
             yield batch | {"mask": mask}
 
     def steps_per_epoch(self, batch_size: int) -> int:
@@ -195,9 +194,11 @@ class Split:
         """In bytes, each feature at an address that JAX takes."""
         return sum(_aligned(clips * self._size(name)) for name in self._fields)
 
-    def _stream(self, steps: range, rows: Callable[[np.ndarray], np.ndarray]) -> Iterator[Batch]:
-        """The clips of each step; `rows`, `[steps]` to `[steps, batch]`, is called ahead."""
-        size = self._buffer_size(rows(np.array([steps.start])).shape[1])
+    def _stream(
+        self, steps: range, clips: int, rows: Callable[[np.ndarray], np.ndarray]
+    ) -> Iterator[Batch]:
+        """So many clips of each step; `rows`, `[steps]` to `[steps, clips]`, is called ahead."""
+        size = self._buffer_size(clips)
         pool = BufferPool(size)
         blocks = (
             tf.data.Dataset.range(steps.start, steps.stop)
@@ -206,9 +207,9 @@ class Split:
             .prefetch(1)
         )
         for block in blocks.as_numpy_iterator():
-            for clips in block:
+            for batch in block:
                 # Held by nothing here, so that a loop that is done with it gets it again.
-                yield self._view(clips, self._copy(clips, pool.take()))
+                yield self._view(batch, self._copy(batch, pool.take()))
 
     def _copy(self, rows: np.ndarray, buffer: np.ndarray) -> np.ndarray:
         large = len(buffer) > _CACHED

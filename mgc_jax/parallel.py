@@ -84,8 +84,8 @@ def to_host(tree: Any) -> Any:
 
 
 def host_share(rows: np.ndarray) -> np.ndarray:
-    """This host's part of global batches: `[..., batch]` to `[..., batch / hosts]`."""
-    return np.split(rows, jax.process_count(), axis=-1)[jax.process_index()]
+    """This host's part of a global batch: `[batch]` to `[batch / hosts]`."""
+    return np.split(rows, jax.process_count())[jax.process_index()]
 
 
 def share_arrays(tree: Any) -> Any:
