@@ -52,7 +52,7 @@ from ml_collections import ConfigDict
 
 from benchmarks import torch_loaders
 from configs import default
-from mgc_jax import cli, parallel, train
+from mgc_jax import cli, console, parallel, train
 from mgc_jax.augment import Augmenter
 from mgc_jax.features import ClipSettings
 from mgc_jax.input_pipeline import dataset_path, open_dataset
@@ -129,8 +129,8 @@ def _compare(config, folder: Path, names: tuple[str, ...], clips: dict, torch_pr
         for reader in readers
     }
     rounded = {reader: round(rate) for reader, rate in rates.items()}
-    cli.log.info("%s: %s", "_".join(names), json.dumps(rounded))
-    cli.log.info("ours / theirs, median of the rounds: %s", json.dumps(ratios))
+    console.log.info("%s: %s", "_".join(names), json.dumps(rounded))
+    console.log.info("ours / theirs, median of the rounds: %s", json.dumps(ratios))
     for kind in ("npy", "memmap") if "npy 0" in rounded else ():
         rounded[f"torch_{kind}"] = max(rounded[f"{kind} 0"], rounded[f"{kind} 2"])
     return {reader: rounded.get(reader) for reader in _READERS}

@@ -62,7 +62,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from mgc_jax import cli, parallel, train
+from mgc_jax import cli, console, parallel, train
 from mgc_jax.errors import InputError
 from mgc_jax.features import ClipSettings
 from mgc_jax.models import MODELS, count_parameters
@@ -246,7 +246,7 @@ def _measure_part() -> dict:
     if _PART.value == "train":
         parallel.keep_memory()
     machine, facts = _measure_machine()
-    cli.log.info("machine: %s", json.dumps(facts))
+    console.log.info("machine: %s", json.dumps(facts))
     results = {}
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as torch_process:
         for name in _NETWORKS.value:
@@ -262,7 +262,7 @@ def _measure_training(name: str, ours: Ours, rival: Rival | None, machine: Machi
     batch = ours.random_batch(size)
     step = ours.train_step(batch)
     entry = _measure(step, rival and rival.choose("train_step", batch), size, machine)
-    cli.log.info("%s train: %s", name, json.dumps(entry))
+    console.log.info("%s train: %s", name, json.dumps(entry))
     if _PROFILE.value:
         with jax.profiler.trace(os.path.join(_PROFILE.value, name)):
             step.run(_PROFILED_STEPS)
@@ -275,7 +275,7 @@ def _measure_inference(name: str, ours: Ours, rival: Rival | None, machine: Mach
         batch = ours.random_batch(size)
         step = ours.predict_step(batch)
         entry = _measure(step, rival and rival.choose("predict_step", batch), size, machine)
-        cli.log.info("%s inference: %s", name, json.dumps(entry))
+        console.log.info("%s inference: %s", name, json.dumps(entry))
         entries.append(entry)
     return {"inference": entries}
 

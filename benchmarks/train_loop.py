@@ -33,7 +33,7 @@ import numpy as np
 from absl import flags
 
 from configs import default
-from mgc_jax import cli, loop, parallel, train
+from mgc_jax import cli, console, loop, parallel, train
 from mgc_jax.features import ClipSettings
 from mgc_jax.input_pipeline import ClipDataset
 
@@ -68,7 +68,7 @@ class SameBatch:
 
 def main(argv: list[str]) -> None:
     cli.reject_arguments(argv)
-    cli.log.setLevel("WARNING")
+    console.log.setLevel("WARNING")
     parallel.keep_memory()
     config = default.get_config()
     # The first epoch compiles.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from mgc_jax import cli
+from mgc_jax import cli, console
 from mgc_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
         )
     except OSError as error:
         raise InputError(f"cannot listen at --port={_PORT.value}: {error}") from None
-    cli.log.info("open %s in a browser; Ctrl-C ends", url)
+    console.log.info("open %s in a browser; Ctrl-C ends", url)
     page.block_thread()
 
 

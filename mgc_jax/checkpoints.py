@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from mgc_jax import cli, parallel
+from mgc_jax import console, parallel
 from mgc_jax.errors import InputError
 
 _STATE = ("step", "params", "batch_stats", "opt_state", "average")
@@ -127,7 +127,7 @@ class Checkpoints:
                 # What orbax raises for a torn checkpoint is any of these.
                 reason = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
                 path = manager.directory / str(step)
-                cli.log.warning("%s is damaged and passed over (%s)", path, reason)
+                console.log.warning("%s is damaged and passed over (%s)", path, reason)
         if steps:
             raise InputError(
                 f"no checkpoint in {manager.directory} can be read ({reason}): "

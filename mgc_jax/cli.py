@@ -14,11 +14,10 @@ from pathlib import Path
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
-from tqdm import tqdm
 
+from mgc_jax.console import log
 from mgc_jax.errors import InputError, Interrupted, is_disk_full
 
-log = logging.getLogger("mgc_jax")
 flags.disclaim_key_flags()  # --config belongs to the command that asks for it, and to its --help
 # The exit code of a command that was told to stop, and goes on if it is called again.
 RESUME = os.EX_TEMPFAIL
@@ -87,23 +86,6 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def progress_bar(*, total: int, description: str, unit: str, leave: bool = True) -> tqdm:
-    """A bar with rate and ETA: live on a terminal, a line every half minute in a log file."""
-    live = sys.stderr.isatty()
-    interval = 0.2 if live else 30
-    return tqdm(
-        total=total,
-        desc=description,
-        unit=unit,
-        unit_scale=unit == "B",
-        leave=leave or not live,
-        delay=0 if live else interval,
-        mininterval=interval,
-        maxinterval=interval,
-        dynamic_ncols=True,
-    )
 
 
 def reject_arguments(argv: list[str]) -> None:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from absl import flags
 
-from mgc_jax import cli, page, plots
+from mgc_jax import cli, console, page, plots
 from mgc_jax.errors import InputError
 from mgc_jax.files import write_bytes, write_text
 from mgc_jax.metrics import Predictions, bootstrap, interval, mcnemar, track_predictions
@@ -241,8 +241,8 @@ def main(argv: list[str]) -> None:
         write_comparison(runs, path)
     except OSError as error:
         raise InputError(f"cannot write to --output={path}: {error.strerror}") from None
-    cli.log.info("best       %s, F1 %.3f", runs[0].name, runs[0].metrics["track"]["f1"])
-    cli.log.info("comparison %s, %s", path, path.with_suffix(".md"))
+    console.log.info("best       %s, F1 %.3f", runs[0].name, runs[0].metrics["track"]["f1"])
+    console.log.info("comparison %s, %s", path, path.with_suffix(".md"))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from absl import flags
 
-from mgc_jax import cli
+from mgc_jax import cli, console
 from mgc_jax.errors import InputError
 from mgc_jax.files import write_bytes, write_text
 
@@ -58,11 +58,11 @@ def write(workdir: str, out: Path) -> None:
     from mgc_jax import train
 
     run = train.load_run(workdir)
-    s = run.settings
+    s = run.network.settings
 
     def probabilities(clips):
-        inputs = [network_input(name, clips, s) for name in run.model.features]
-        return jax.nn.softmax(run.model.apply(run.variables, *inputs, train=False))
+        inputs = [network_input(name, clips, s) for name in run.network.module.features]
+        return jax.nn.softmax(run.network.module.apply(run.variables, *inputs, train=False))
 
     # The log-mel is float64, which leaves the least to rounding on any platform.
     with jax.enable_x64(True):
@@ -70,9 +70,9 @@ def write(workdir: str, out: Path) -> None:
         clips = jax.ShapeDtypeStruct((batch, s.clip_samples), np.float32)
         exported = jax_export.export(jax.jit(probabilities), platforms=("cpu", "cuda"))(clips)
         write_bytes(out / "network.jax_export", exported.serialize())
-        cli.log.info("wrote %s", out / "network.jax_export")
+        console.log.info("wrote %s", out / "network.jax_export")
         _write_saved_model(probabilities, s.clip_samples, out / "saved_model")
-    about = {"genres": run.genres, "sample_rate": s.sample_rate, "clip_samples": s.clip_samples}
+    about = {"genres": run.network.genres, "sample_rate": s.sample_rate, "clip_samples": s.clip_samples}
     write_text(out / "model.json", json.dumps(about, indent=2, ensure_ascii=False))
 
 
@@ -127,7 +127,7 @@ def _write_saved_model(probabilities: Callable, clip_samples: int, folder: Path)
     try:
         import tensorflow as tf
     except ImportError:
-        cli.log.info("no saved_model: tensorflow is not installed")
+        console.log.info("no saved_model: tensorflow is not installed")
         return
     from jax.experimental import jax2tf
 
@@ -144,7 +144,7 @@ def _write_saved_model(probabilities: Callable, clip_samples: int, folder: Path)
         autograph=False,
     )
     tf.saved_model.save(module, folder, signatures=module.predict)
-    cli.log.info("wrote %s", folder)
+    console.log.info("wrote %s", folder)
 
 
 if __name__ == "__main__":

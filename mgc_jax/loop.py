@@ -15,13 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mgc_jax import cli, parallel
+from mgc_jax import cli, console, parallel
 from mgc_jax.augment import Augmenter
 from mgc_jax.checkpoints import Checkpoints
 from mgc_jax.errors import InputError, Interrupted
 from mgc_jax.evaluate import predict_split
 from mgc_jax.files import write_text
 from mgc_jax.metrics import classification_metrics
+from mgc_jax.network import Network
 from mgc_jax.optimizer import learning_rate_schedule, learning_rates
 from mgc_jax.pretrained import load_weights
 from mgc_jax.run_log import ProgressLine, RunLog, announce_epoch
@@ -29,7 +30,6 @@ from mgc_jax.train import (
     class_weights,
     compile_predict_step,
     create_train_state,
-    make_model,
     train_step,
 )
 
@@ -80,7 +80,9 @@ def load_progress(workdir: Path) -> Progress:
     return Progress(**json.loads(parallel.share_text(json.dumps(found or {}))))
 
 
-def train(config: ConfigDict, workdir: Path, dataset: "ClipDataset") -> Progress:
+def train(
+    config: ConfigDict, workdir: Path, dataset: "ClipDataset", network: Network
+) -> Progress:
     """Trains or goes on training, up to `config.num_epochs`.
 
     `checkpoints/last` is what a restart goes on from, saved every `checkpoint_every_minutes` and
@@ -102,7 +104,7 @@ def train(config: ConfigDict, workdir: Path, dataset: "ClipDataset") -> Progress
         Checkpoints(workdir, writing=parallel.is_main()) as checkpoints,
         cli.stop_requests() as stop_requested,
     ):
-        training = _Training(config, workdir, dataset, checkpoints, stop_requested)
+        training = _Training(config, workdir, dataset, network, checkpoints, stop_requested)
         training.run()
         return training.progress
 
@@ -110,13 +112,13 @@ def train(config: ConfigDict, workdir: Path, dataset: "ClipDataset") -> Progress
 class _Training:
     """One start of a run: what its loop shares."""
 
-    def __init__(self, config, workdir, dataset, checkpoints, stop_requested):
+    def __init__(self, config, workdir, dataset, network, checkpoints, stop_requested):
         self.config, self.workdir, self.dataset = config, workdir, dataset
         self.checkpoints, self.stop_requested = checkpoints, stop_requested
         self.split = dataset.splits["train"]
         self.steps = self.split.steps_per_epoch(config.batch_size)
-        self.model = make_model(config, len(dataset.genres))
-        self.state = create_train_state(config, self.model, self.steps)
+        self.model = network.module
+        self.state = create_train_state(config, network, self.steps)
         self.progress = Progress()
         self.restore()
         schedule = learning_rate_schedule(config, self.steps)
@@ -130,7 +132,7 @@ class _Training:
         if parallel.is_main():
             if restored := self.checkpoints.restore_last(state):
                 state, progress = restored[0], Progress(**restored[1])
-                cli.log.info(
+                console.log.info(
                     "resuming after step %d, %d of %d epochs done",
                     *(progress.step, progress.epoch, self.config.num_epochs),
                 )

@@ -17,7 +17,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
-from mgc_jax import cli
+from mgc_jax import cli, console
 
 # Imports at the top stay light: the demo's worker processes import this module again.
 _CONFIG = cli.define_config()
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
     if _MULTIHOST.value:
         parallel.join_hosts()
         if not parallel.is_main():
-            cli.log.setLevel("WARNING")
+            console.log.setLevel("WARNING")
     from mgc_jax import run
 
     config = _CONFIG.value

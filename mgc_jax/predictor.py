@@ -112,10 +112,10 @@ class Predictor:
 
     def __init__(self, run: train.TrainedRun, batch_size: int = 8):
         """Puts a run's network on all devices; arguments as for `load`."""
-        self.genres = tuple(run.genres)
-        self._settings, self._features = run.settings, run.model.features
+        self.genres = tuple(run.network.genres)
+        self._settings, self._features = run.network.settings, run.network.module.features
         self._variables = parallel.replicate(run.variables)
-        self._predict_step = train.compile_predict_step(run.model)
+        self._predict_step = train.compile_predict_step(run.network.module)
         devices = jax.device_count()
         self._batch_size = math.ceil(batch_size / devices) * devices
 

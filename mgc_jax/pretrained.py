@@ -42,7 +42,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from mgc_jax import cli
+from mgc_jax import console
 from mgc_jax.errors import InputError
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
@@ -80,7 +80,7 @@ def load_weights(path: str | os.PathLike, model_name: str, variables: Mapping) -
     loaded = {
         key: jnp.asarray(_to_ours(tensors[name]), fresh[key].dtype) for name, key in names.items()
     }
-    cli.log.info("weights   %s: %s", path, outcome)
+    console.log.info("weights   %s: %s", path, outcome)
     return unflatten_dict(fresh | loaded)
 
 

@@ -12,14 +12,15 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mgc_jax import cli, features, loop, models, parallel, report, train
+from mgc_jax import console, features, loop, models, parallel, report, train
 from mgc_jax.augment import augmented_forms
 from mgc_jax.datasets import builders
 from mgc_jax.errors import InputError
 from mgc_jax.evaluate import predict_split, write_evaluation
 from mgc_jax.files import write_text
-from mgc_jax.input_pipeline import ClipDataset, dataset_path, open_dataset
+from mgc_jax.input_pipeline import ClipDataset, Split, dataset_path, open_dataset
 from mgc_jax.metrics import Predictions
+from mgc_jax.network import Network
 from mgc_jax.run_log import total_seconds, write_images
 
 # What may change between two starts of a run.
@@ -58,18 +59,19 @@ def run(config: ConfigDict, workdir: Path, *, training: bool, command: str) -> N
     dataset = open_dataset(config, feature_names)
     if parallel.is_main():
         _check_genres(workdir, dataset.genres)
-    parameters = _announce(config, workdir, dataset)
+    network = Network.from_config(config, dataset.genres)
+    _announce(config, workdir, dataset, network)
     progress = loop.load_progress(workdir)
     reported = parallel.share_text(str((workdir / "report" / "index.html").exists())) == "True"
     if training and reported and loop.is_finished(config, progress):
-        cli.log.info(
+        console.log.info(
             "this run is complete: %d epochs; --mode=eval evaluates it again", progress.epoch
         )
         _summarise(workdir, json.loads((workdir / "report" / "metrics.json").read_text()))
         return
     if training:
-        progress = loop.train(config, workdir, dataset)
-    predictions, epoch = _evaluate(config, workdir, dataset)
+        progress = loop.train(config, workdir, dataset, network)
+    predictions, epoch = _evaluate(workdir, network, dataset.splits["test"], config.batch_size)
     if not parallel.is_main():
         return
     scores = write_evaluation(workdir, predictions, dataset.genres, epoch)
@@ -80,9 +82,9 @@ def run(config: ConfigDict, workdir: Path, *, training: bool, command: str) -> N
         run={
             "command": command,
             "devices": parallel.describe_devices(),
-            "parameters": parameters,
+            "parameters": network.parameters,
             "seconds": total_seconds(workdir),
-            "flops_per_clip": _flops_per_clip(config, len(dataset.genres)),
+            "flops_per_clip": _flops_per_clip(network),
             "versions": {"python": platform.python_version()}
             | {name: version(name) for name in _PACKAGES},
             "finished": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -150,27 +152,20 @@ def _check_genres(workdir: Path, genres: list[str]) -> None:
         )
 
 
-def _announce(config: ConfigDict, workdir: Path, dataset: ClipDataset) -> int:
-    """Says what is about to run; returns the number of parameters."""
-    settings = features.ClipSettings.from_config(config)
-    model = train.make_model(config, len(dataset.genres))
-    parameters = models.count_parameters(
-        jax.eval_shape(lambda: train.init_variables(model, settings, config.seed))
-    )
+def _announce(config: ConfigDict, workdir: Path, dataset: ClipDataset, network: Network) -> None:
+    """Says what is about to run."""
     sizes = ", ".join(f"{name} {len(split)}" for name, split in dataset.splits.items())
-    cli.log.info("devices   %s", parallel.describe_devices())
-    cli.log.info("network   %s, %s parameters", config.model, f"{parameters:,}")
-    cli.log.info("data      %s: clips %s; %d genres", dataset.path, sizes, len(dataset.genres))
-    cli.log.info("writes to %s: checkpoints/, metrics.jsonl, TensorBoard events, report/", workdir)
-    return parameters
+    console.log.info("devices   %s", parallel.describe_devices())
+    console.log.info("network   %s, %s parameters", config.model, f"{network.parameters:,}")
+    console.log.info("data      %s: clips %s; %d genres", dataset.path, sizes, len(dataset.genres))
+    console.log.info("writes to %s: checkpoints/, metrics.jsonl, TensorBoard events, report/", workdir)
 
 
-def _flops_per_clip(config: ConfigDict, num_classes: int) -> float | None:
+def _flops_per_clip(network: Network) -> float | None:
     """XLA's count for the forward and backward pass of one clip, where the platform counts."""
-    model = train.make_model(config, num_classes).clone(axis_name=None)
-    settings = features.ClipSettings.from_config(config)
-    inputs = [jax.ShapeDtypeStruct((1, *settings.shape(n)), np.float32) for n in model.features]
-    variables = jax.eval_shape(lambda: train.init_variables(model, settings, config.seed))
+    model, variables = network.module.clone(axis_name=None), network.shapes
+    shapes = [network.settings.shape(name) for name in model.features]
+    inputs = [jax.ShapeDtypeStruct((1, *shape), np.float32) for shape in shapes]
 
     def loss(params, variables, *inputs):
         variables, rngs = variables | {"params": params}, {"dropout": jax.random.key(0)}
@@ -181,17 +176,16 @@ def _flops_per_clip(config: ConfigDict, num_classes: int) -> float | None:
     return (lowered.cost_analysis() or {}).get("flops")
 
 
-def _evaluate(config: ConfigDict, workdir: Path, dataset: ClipDataset) -> tuple[Predictions, int]:
+def _evaluate(
+    workdir: Path, network: Network, test: Split, batch_size: int
+) -> tuple[Predictions, int]:
     """The best checkpoint's predictions of the test split, and its epoch."""
-    model = train.make_model(config, len(dataset.genres))
-    settings = features.ClipSettings.from_config(config)
-    variables, epoch = train.init_variables(model, settings, config.seed), 0
+    variables, epoch = network.init(), 0
     if parallel.is_main():
         *_, variables, epoch = train.load_run(workdir)
     variables = parallel.replicate(parallel.share_arrays(variables))
-    predict_fn = train.compile_predict_step(model)
-    test = dataset.splits["test"]
-    return predict_split(predict_fn, variables, test, config.batch_size), epoch
+    predict_fn = train.compile_predict_step(network.module)
+    return predict_split(predict_fn, variables, test, batch_size), epoch
 
 
 def _examples(
@@ -231,11 +225,11 @@ def _describe_data(config: ConfigDict, dataset: ClipDataset) -> dict:
 def _summarise(workdir: Path, scores: dict) -> None:
     for level in ("track", "clip"):
         s = scores[level]
-        cli.log.info(
+        console.log.info(
             "test, %-5s level (%d)  top-1 %.3f  F1 %.3f  precision %.3f  recall %.3f  "
             "accuracy_ovr %.3f",
             level,
             s["count"],
             *(s[name] for name in ("top1", "f1", "precision", "recall", "accuracy_ovr")),
         )
-    cli.log.info("best epoch %d  report %s", scores["epoch"], workdir / "report" / "index.html")
+    console.log.info("best epoch %d  report %s", scores["epoch"], workdir / "report" / "index.html")

@@ -12,7 +12,7 @@ from typing import Any
 from flax.metrics.tensorboard import SummaryWriter
 from matplotlib.image import imread
 
-from mgc_jax import cli, parallel
+from mgc_jax import console, parallel
 from mgc_jax.files import write_text
 
 # Lines of steps are written together, out of the way of fast steps. One of them goes to
@@ -145,7 +145,7 @@ class ProgressLine:
             sys.stderr.write(f"\r\x1b[K{line[:width]}")
             sys.stderr.flush()
         else:
-            cli.log.info("%s", line)
+            console.log.info("%s", line)
 
     def clear(self) -> None:
         """Makes room for other lines."""
@@ -158,7 +158,7 @@ def announce_epoch(
     epoch: int, epochs: int, scores: Mapping[str, Any], held_out: Mapping[str, Any], improved: bool
 ) -> None:
     """One line for people; a star marks the best validation loss so far."""
-    cli.log.info(
+    console.log.info(
         "epoch %*d/%d  train loss %.3f top-1 %.3f  validation loss %.3f top-1 %.3f %s  %.0f clips/s"
         "  %s left",
         len(str(epochs)),

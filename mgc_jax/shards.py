@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 from etils import epath
 
-from mgc_jax import cli
+from mgc_jax import console
 from mgc_jax.errors import InputError
 from mgc_jax.files import replacing
 
@@ -124,7 +124,7 @@ def stage(remote: epath.Path) -> Path:
                 f"{remote} takes {total:,} bytes, but {local} has {free:,} free: let "
                 "XDG_CACHE_HOME name a folder on a larger disk"
             )
-        with cli.progress_bar(total=total, description=f"copying {remote}", unit="B") as bar:
+        with console.progress_bar(total=total, description=f"copying {remote}", unit="B") as bar:
             for file in missing:
                 with replacing(local / file.name) as part:
                     with file.open("rb") as source, open(part, "wb") as target:
@@ -148,7 +148,7 @@ def _cache_folder(part: str) -> Path:
 def _make_index(files: Sequence[str], lengths: Sequence[int], split: str) -> Index:
     """Reads every record once, checking its CRC, and notes where its payloads lie."""
     shards, offsets, labels = [], {}, {name: [] for name in _LABELS}
-    with cli.progress_bar(
+    with console.progress_bar(
         total=sum(lengths), description=f"indexing {split}", unit="clip", leave=False
     ) as bar:
         for shard, (path, length) in enumerate(zip(files, lengths, strict=True)):

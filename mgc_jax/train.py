@@ -22,9 +22,9 @@ from mgc_jax import parallel
 from mgc_jax.augment import Augmenter, soft_labels
 from mgc_jax.checkpoints import Checkpoints
 from mgc_jax.errors import InputError
-from mgc_jax.features import ClipSettings, to_network_input
-from mgc_jax.models import create_model
-from mgc_jax.models.layers import on_cpu
+from mgc_jax.features import to_network_input
+from mgc_jax.models.cpu_forms import on_cpu
+from mgc_jax.network import Network
 from mgc_jax.optimizer import learning_rate_schedule, make_optimizer
 
 
@@ -47,34 +47,15 @@ class TrainState(train_state.TrainState):
         return self.average or self.variables
 
 
-def make_model(config: ConfigDict, num_classes: int) -> nn.Module:
-    """The network of a config, its batch norm tied over all replicas."""
-    return create_model(
-        config.model,
-        num_classes,
-        dtype=jnp.dtype(config.dtype),
-        axis_name=parallel.AXIS,
-        **config.model_overrides,
-    )
-
-
-def init_variables(model: nn.Module, settings: ClipSettings, seed: int) -> dict:
-    """Initial parameters and statistics."""
-    inputs = [jnp.zeros((1, *settings.shape(name)), jnp.float32) for name in model.features]
-    # train=False: there are no replicas outside pmap.
-    init = jax.jit(lambda key: model.init(key, *inputs, train=False))
-    return init(jax.random.key(seed))
-
-
 def create_train_state(
-    config: ConfigDict, model: nn.Module, steps_per_epoch: int = 1
+    config: ConfigDict, network: Network, steps_per_epoch: int = 1
 ) -> TrainState:
     """A fresh state on every device."""
-    variables = init_variables(model, ClipSettings.from_config(config), config.seed)
+    variables = network.init()
     variables = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
     schedule = learning_rate_schedule(config, steps_per_epoch)
     state = TrainState.create(
-        apply_fn=model.apply,
+        apply_fn=network.module.apply,
         tx=make_optimizer(config, schedule, variables["params"]),
         average=jax.tree.map(jnp.copy, variables) if config.average_decay else {},
         **variables,
@@ -86,9 +67,7 @@ class TrainedRun(NamedTuple):
     """What a workdir holds of a run: its network with the weights of its best epoch."""
 
     config: ConfigDict
-    genres: list[str]
-    settings: ClipSettings
-    model: nn.Module
+    network: Network
     variables: dict
     epoch: int
 
@@ -106,17 +85,16 @@ def load_run(workdir: str | os.PathLike) -> TrainedRun:
     try:
         config = ConfigDict(json.loads((workdir / "config.json").read_text()))
         genres = json.loads((workdir / "genres.json").read_text())
-        model, settings = make_model(config, len(genres)), ClipSettings.from_config(config)
-        shapes = jax.eval_shape(lambda: init_variables(model, settings, config.seed))
+        network = Network.from_config(config, genres)
         with Checkpoints(workdir) as checkpoints:
-            variables, score = checkpoints.restore_best(shapes)
+            variables, score = checkpoints.restore_best(network.shapes)
     except InputError:
         raise
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         # What json, ml_collections and orbax raise for a damaged file is any of these.
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise InputError(f"{workdir}: cannot read this run: {reason}") from error
-    return TrainedRun(config, genres, settings, model, variables, score["epoch"])
+    return TrainedRun(config, network, variables, score["epoch"])
 
 
 def train_step(

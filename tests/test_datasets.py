@@ -63,7 +63,7 @@ def test_read_fma(tmp_path):
 def test_large_says_how_many_have_no_genre(tmp_path, caplog):
     write_metadata(tmp_path, "2,y,test,large,Jazz,x\n3,y,test,large,,x\n4,y,test,small,,x\n")
     with caplog.at_level("INFO"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mgc_jax.cli.log.propagate", True)
+        patch.setattr("mgc_jax.console.log.propagate", True)
         read_fma(tmp_path / "fma_small", tmp_path / "fma_metadata", "large")
     assert "2 tracks of FMA large without a top genre left out" in caplog.text
 

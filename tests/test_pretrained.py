@@ -14,7 +14,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from safetensors.numpy import save_file
 
 from configs import default
-from mgc_jax import cli, parallel
+from mgc_jax import console, parallel
 from mgc_jax.checkpoints import Checkpoints
 from mgc_jax.errors import InputError
 from mgc_jax.models import create_model
@@ -131,7 +131,7 @@ def save(tmp_path):
 def lines(monkeypatch):
     """What was logged."""
     lines = []
-    monkeypatch.setattr(cli.log, "info", lambda text, *values: lines.append(text % values))
+    monkeypatch.setattr(console.log, "info", lambda text, *values: lines.append(text % values))
     return lines
 
 

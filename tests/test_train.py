@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from mgc_jax import cli, loop, parallel, train
+from mgc_jax import console, loop, parallel, train
 from mgc_jax.checkpoints import Checkpoints
 from mgc_jax.features import to_network_input
 from mgc_jax.input_pipeline import open_dataset
@@ -134,7 +134,7 @@ def test_progress_line(monkeypatch, caplog, live):
     monkeypatch.setenv("COLUMNS", "200")
     clock = [100.0]
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(cli.log, "propagate", True)
+    monkeypatch.setattr(console.log, "propagate", True)
     caplog.set_level("INFO", "mgc_jax")
     line = ProgressLine(epochs=2, steps_per_epoch=100, batch_size=8)
     line.start_epoch(0)

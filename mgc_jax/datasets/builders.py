@@ -21,7 +21,7 @@ from etils import epath
 from ml_collections import ConfigDict
 from tensorflow_datasets.core import writer
 
-from mgc_jax import cli, datasets
+from mgc_jax import console, datasets
 from mgc_jax.datasets.cache import ClipCache
 from mgc_jax.datasets.clips import DTYPES, Clip, deviation_from_librosa, iter_clips
 from mgc_jax.datasets.tracks import (
@@ -130,7 +130,7 @@ class _ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return {split: self._generate_examples(tracks) for split, tracks in self._tracks.items()}
 
     def _generate_examples(self, tracks: Sequence[Track]) -> Iterator[tuple[str, dict]]:
-        with cli.progress_bar(
+        with console.progress_bar(
             total=len(tracks), description="clips to TFRecords", unit="track", leave=False
         ) as bar:
             for track in tracks:
@@ -262,7 +262,7 @@ def prepare(
             for leftover in folder.glob("incomplete.*"):
                 leftover.rmtree()  # of a run that was killed
             if (target / "dataset_info.json").exists():
-                cli.log.info("%s is there already; delete it to make it again", target)
+                console.log.info("%s is there already; delete it to make it again", target)
             elif target.exists():
                 raise InputError(f"{target} is not a whole data set: delete it")
             else:
@@ -328,7 +328,7 @@ def _write(
     listed, splits = metadata["tracks_listed"], metadata["splits"].values()
     used, clips = (sum(split[name] for split in splits) for name in ("tracks", "clips"))
     said = f"; {listed - used} skipped, see {SKIPPED_FILE} there" if used < listed else ""
-    cli.log.info("%s: %d of %d tracks, %d clips%s", builder.data_dir, used, listed, clips, said)
+    console.log.info("%s: %d of %d tracks, %d clips%s", builder.data_dir, used, listed, clips, said)
 
 
 def _decode(track: Track, settings: ClipSettings, names: tuple[str, ...]) -> Iterator[Clip]:
@@ -366,9 +366,9 @@ def _fill_cache(
     entries = {track.path: cache.entry(track.path) for track in tracks}
     todo = [(path, str(entry)) for path, entry in entries.items() if not cache.holds(entry)]
     if len(todo) < len(entries):
-        cli.log.info("%d tracks were decoded before", len(entries) - len(todo))
+        console.log.info("%d tracks were decoded before", len(entries) - len(todo))
     failures = {}
-    with cli.progress_bar(total=len(todo), description="audio to clips", unit="track") as bar:
+    with console.progress_bar(total=len(todo), description="audio to clips", unit="track") as bar:
         for (path, _), error in run_all(cache.store, todo, workers):
             if error is not None:
                 failures[path] = str(error)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from mgc_jax import cli
+from mgc_jax import console
 from mgc_jax.datasets.synth import GENRES, SAMPLE_RATE, synthesize_track
 from mgc_jax.files import replacing
 
@@ -62,7 +62,7 @@ def write_corpus(root: str | os.PathLike, *, tracks: int, seed: int, workers: in
     spawn = multiprocessing.get_context("spawn")
     with (
         ProcessPoolExecutor(workers, mp_context=spawn) as pool,
-        cli.progress_bar(total=tracks, description="synthesising", unit="track") as bar,
+        console.progress_bar(total=tracks, description="synthesising", unit="track") as bar,
     ):
         for _ in pool.map(_write_track, jobs) if workers > 1 else map(_write_track, jobs):
             bar.update()

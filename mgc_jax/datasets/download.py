@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core.download import checksums, downloader
 
-from mgc_jax import cli
+from mgc_jax import console
 from mgc_jax.errors import InputError
 
 ADDRESS = "https://os.unil.cloud.switch.ch/fma"
@@ -95,7 +95,7 @@ def _fetch_rest(url: str, part: epath.Path, verify: bool) -> None:
         name = url.rpartition("/")[2]
         with (
             part.open("ab" if start else "wb") as file,
-            cli.progress_bar(total=total, description=f"fetching {name}", unit="MiB") as bar,
+            console.progress_bar(total=total, description=f"fetching {name}", unit="MiB") as bar,
         ):
             for block in answer.iter_content(_BLOCK):
                 file.write(block)

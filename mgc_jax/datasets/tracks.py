@@ -12,7 +12,7 @@ from typing import NamedTuple
 from etils import epath
 from ml_collections import ConfigDict
 
-from mgc_jax import cli
+from mgc_jax import console
 from mgc_jax.audio import EXTENSIONS
 from mgc_jax.errors import InputError
 
@@ -153,7 +153,7 @@ def read_fma(audio_dir: str | os.PathLike, metadata_dir: str | os.PathLike, subs
     if not listing.tracks:
         raise InputError(f"{table} lists no usable track of the subset {subset!r}")
     if without_genre:
-        cli.log.info("%d tracks of FMA large without a top genre left out", without_genre)
+        console.log.info("%d tracks of FMA large without a top genre left out", without_genre)
     for path in _walk(audio_dir):
         stem = path.stem
         if path.suffix.lower() == ".mp3" and not (stem.isdecimal() and int(stem) in seen):
@@ -288,7 +288,7 @@ def _walk(folder: epath.Path, above: tuple[str, ...] = ()) -> Iterator[epath.Pat
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
-        cli.log.warning("%s cannot be searched: %s", folder, error.strerror)
+        console.log.warning("%s cannot be searched: %s", folder, error.strerror)
         return
     for entry in entries:
         if entry.name.startswith("."):
@@ -309,7 +309,7 @@ def _warn_of_gaps(tracks: Sequence[Track]) -> None:
     for split in SPLITS:
         missing = [genre for genre in genres_of(tracks) if (genre, split) not in present]
         if missing:
-            cli.log.warning("no %s track of %s: --splits_csv can choose", split, ", ".join(missing))
+            console.log.warning("no %s track of %s: --splits_csv can choose", split, ", ".join(missing))
 
 
 def _read_columns(table: epath.Path) -> list[tuple[int, tuple[str, ...]]]:

@@ -17,7 +17,8 @@ reconstruction with exactly its number of parameters; strides and pools are our 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from mgc_jax.models.layers import BatchNorm, DenseHead, TimeConv, max_pool_time, pad_time
+from mgc_jax.models.cpu_forms import max_pool_time
+from mgc_jax.models.layers import BatchNorm, DenseHead, TimeConv, pad_time
 
 # Channels and max-pool.
 _LAYERS = ((16, 4), (32, 4), (64, 2), (128, 2), (256, 2))
@@ -34,7 +35,7 @@ class WaveformTrunk(nn.Module):
         x = waveform[..., None]
         for i, (channels, pool) in enumerate(_LAYERS):
             if i == 0:
-                x = TimeConv(channels, 964, 16, self.dtype, name="conv0")(x)
+                x = TimeConv(channels, 964, 16, dtype=self.dtype, name="conv0")(x)
             else:
                 conv = nn.Conv(channels, (13,), padding="VALID", dtype=self.dtype, name=f"conv{i}")
                 x = conv(pad_time(x, 6))

@@ -20,7 +20,8 @@ from functools import partial
 import flax.linen as nn
 import jax.numpy as jnp
 
-from mgc_jax.models.layers import BatchNorm, DenseHead, max_pool_time, pool_mean_max
+from mgc_jax.models.cpu_forms import max_pool_time
+from mgc_jax.models.layers import BatchNorm, DenseHead, pool_mean_max
 
 
 class BaselineA2D(nn.Module):

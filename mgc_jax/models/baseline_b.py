@@ -15,34 +15,20 @@ Convolutional Neural Networks", Interspeech 2016: a residual connection around t
 from functools import partial
 
 import flax.linen as nn
-import jax.numpy as jnp
 
-from mgc_jax.models.layers import BatchNorm, DenseHead, TimeConv, pad_time, pool_mean_max
+from mgc_jax.models.layers import Network, TimeConv, pad_time, pool_mean_max
 
 
-class BaselineB(nn.Module):
+class BaselineB(Network):
     """A residual block over time, pooled by mean and max, and a dense head."""
 
     features = ("mel",)
-    clips_at_once = None
-
-    num_classes: int = 8
-    dtype: jnp.dtype = jnp.float32
-    axis_name: str | None = None
-    dropout: float = 0.0  # after each dense layer but the last
 
     @nn.compact
     def __call__(self, mel, train: bool):
         """`mel` `[batch, frames, mels] float32` in [-1, 1] to logits `[batch, classes] float32`."""
-        conv = partial(TimeConv, 256, 4, dtype=self.dtype)
-        norm = partial(
-            BatchNorm, use_running_average=not train, dtype=self.dtype, axis_name=self.axis_name
-        )
+        conv, norm = partial(TimeConv, 256, 4, dtype=self.dtype), self.norm(train)
         a = nn.relu(norm(name="norm0")(conv(name="conv0")(mel)))
         c = nn.relu(norm(name="norm1")(conv(name="conv1")(pad_time(a, 2))))
         c = norm(name="norm2")(conv(name="conv2")(pad_time(c, 1)))
-        x = pool_mean_max(nn.relu(a + c))
-        head = DenseHead(
-            (300, 150), self.num_classes, self.dtype, self.dropout, self.axis_name, name="head"
-        )
-        return head(x, train)
+        return self.head((300, 150))(pool_mean_max(nn.relu(a + c)), train)

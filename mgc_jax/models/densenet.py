@@ -32,14 +32,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mgc_jax.models.cpu_forms import avg_pool_2x2, max_pool_3x3
 from mgc_jax.models.layers import (
     BatchNorm,
     PointConv,
     SquareConv,
     StemConv,
-    avg_pool_2x2,
     batch_moments,
-    max_pool_3x3,
 )
 
 
@@ -54,9 +53,9 @@ class DenseLayer(nn.Module):
     @nn.compact
     def __call__(self, x, moments):
         y = nn.relu(self.norm(name="norm1")(x, moments))
-        y = PointConv(self.bn_size * self.growth_rate, self.dtype, name="conv1")(y)
+        y = PointConv(self.bn_size * self.growth_rate, dtype=self.dtype, name="conv1")(y)
         y = nn.relu(self.norm(name="norm2")(y))
-        return SquareConv(self.growth_rate, self.dtype, name="conv2")(y, moments is not None)
+        return SquareConv(self.growth_rate, dtype=self.dtype, name="conv2")(y, train=moments is not None)
 
 
 class Transition(nn.Module):
@@ -69,7 +68,7 @@ class Transition(nn.Module):
     def __call__(self, x, moments):
         x = nn.relu(self.norm(name="norm")(x, moments))
         # A mean and a 1x1 convolution commute; in this order the products are a quarter as many.
-        return PointConv(x.shape[-1] // 2, self.dtype, name="conv")(avg_pool_2x2(x))
+        return PointConv(x.shape[-1] // 2, dtype=self.dtype, name="conv")(avg_pool_2x2(x))
 
 
 class DenseNetFeatures(nn.Module):
@@ -87,7 +86,7 @@ class DenseNetFeatures(nn.Module):
         norm = partial(
             BatchNorm, use_running_average=not train, dtype=self.dtype, axis_name=self.axis_name
         )
-        x = StemConv(self.initial_features, self.dtype, name="conv0")(x)
+        x = StemConv(self.initial_features, dtype=self.dtype, name="conv0")(x)
         x = nn.relu(norm(name="norm0")(x))
         x = max_pool_3x3(x)
         layer = partial(DenseLayer, self.growth_rate, self.bn_size, self.dtype, norm)

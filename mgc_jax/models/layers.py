@@ -1,25 +1,14 @@
-"""Layers that several networks share."""
+"""Layers that several networks share; how a convolution is computed stands in `forms`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-_NHWC = ("NHWC", "HWIO", "NHWC")
-_POSITIONS = 4  # of a strided convolution's result, computed together
-_WINOGRAD_PIXELS = 512  # of the smallest picture for which its sums cost less than they save
-
-
-def on_cpu() -> bool:
-    """Whether to compute in the forms that suit XLA's CPU backend.
-
-    Its 1x1 convolutions are several times slower than the same product, and its pooling windows
-    slower than slices and reductions; accelerators have kernels for the plain forms. Parameters and
-    results are the same either way, but for rounding.
-    """
-    return jax.default_backend() == "cpu"
+from mgc_jax.models import cpu_forms as forms
 
 
 class BatchNorm(nn.Module):
@@ -65,176 +54,70 @@ def batch_moments(x, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
     return mean, jnp.maximum(mean_square - jnp.square(mean), 0)
 
 
-class PointConv(nn.Module):
-    """1x1 convolution without bias: `[..., channels]` to `[..., features]`.
+class Conv(nn.Module):
+    """A convolution by one of `cpu_forms`, with the parameters of `nn.Conv`.
 
-    Its parameter is that of `nn.Conv`: `kernel` `[1, 1, channels, features]`.
+    `kernel` `[*size, channels, features]`, and `bias` `[features]` where `use_bias` is set.
     """
 
     features: int
+    size: tuple[int, ...]
+    form: Callable
+    use_bias: bool = False
+    init: Callable = nn.initializers.he_normal()
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
-        shape = (1, 1, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
+    def __call__(self, x, **how):
+        kernel = self.param("kernel", self.init, (*self.size, x.shape[-1], self.features))
         x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
-        if not on_cpu():
-            return lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=_NHWC)
-        # Flat, since the gradients of a product with many batch axes are slow.
-        y = x.reshape(-1, x.shape[-1]) @ kernel[0, 0]
-        return y.reshape(*x.shape[:-1], self.features)
+        y = self.form(x, kernel, **how)
+        if self.use_bias:
+            y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(y.dtype)
+        return y
 
 
-class SquareConv(nn.Module):
-    """3x3 convolution, padding 1, without bias: `[batch, h, w, channels]` to
-    `[batch, h, w, features]`.
+PointConv = partial(Conv, size=(1, 1), form=forms.conv_point)
+SquareConv = partial(Conv, size=(3, 3), form=forms.conv_square)
+StemConv = partial(Conv, size=(7, 7), form=forms.conv_stem)
 
-    Its parameter is that of `nn.Conv`: `kernel` `[3, 3, channels, features]`.
+
+def TimeConv(features: int, width: int, stride: int = 1, **kwargs) -> Conv:
+    """Over time without padding, with bias."""
+    form = partial(forms.conv_time, stride=stride)
+    init = nn.initializers.lecun_normal()
+    return Conv(features, (width,), form, use_bias=True, init=init, **kwargs)
+
+
+class Network(nn.Module):
+    """What every network has; a new one lists its inputs in `inputs` and computes float32 logits.
+
+    Attributes:
+        inputs: names of stored features, in the order of `__call__`'s arguments; last comes `train`.
+        clips_at_once: how many clips a CPU predicts together: as many as fit its caches, None for all.
+        num_classes: number of logits.
+        dtype: that the network computes in.
+        axis_name: of the replicas that share batch statistics, or None.
+        dropout: after each dense layer but the last.
     """
 
-    features: int
+    inputs = ()
+    clips_at_once = None
+
+    num_classes: int = 8
     dtype: jnp.dtype = jnp.float32
+    axis_name: str | None = None
+    dropout: float = 0.0
 
-    @nn.compact
-    def __call__(self, x, train: bool):
-        shape = (3, 3, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
-        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
-        # Winograd's form makes a train step no shorter, and costs bfloat16 digits it has not got.
-        large = x.shape[1] * x.shape[2] >= _WINOGRAD_PIXELS
-        if train or not large or x.dtype != jnp.float32 or not on_cpu():
-            pad = ((1, 1), (1, 1))
-            return lax.conv_general_dilated(x, kernel, (1, 1), pad, dimension_numbers=_NHWC)
-        height, width = x.shape[1:3]
-        x = jnp.pad(x, ((0, 0), (1, 1 + height % 2), (1, 1 + width % 2), (0, 0)))
-        return _winograd_conv(x, kernel, axis=1)[:, :height, :width]
+    def norm(self, train: bool):
+        """A batch norm for this network: `norm(train)(name="norm0")(x)`."""
+        kwargs = {"dtype": self.dtype, "axis_name": self.axis_name}
+        return partial(BatchNorm, use_running_average=not train, **kwargs)
 
-
-class StemConv(nn.Module):
-    """7x7 convolution, stride 2, padding 3, without bias, over one channel.
-
-    `[batch, h, w, 1]` to `[batch, (h+1)//2, (w+1)//2, features]`; its parameter is that of
-    `nn.Conv`: `kernel` `[7, 7, 1, features]`.
-    """
-
-    features: int
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x):
-        kernel = self.param("kernel", nn.initializers.he_normal(), (7, 7, 1, self.features))
-        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
-        if not on_cpu():
-            pad = ((3, 3), (3, 3))
-            return lax.conv_general_dilated(x, kernel, (2, 2), pad, dimension_numbers=_NHWC)
-        # As a product with all 7x7 patches: XLA's gradient of this kernel takes four times longer.
-        x = jnp.pad(x, ((0, 0), (3, 3), (3, 3), (0, 0)))
-        for axis in (1, 2):
-            stop = x.shape[axis] - 6
-            parts = [lax.slice_in_dim(x, i, i + stop, 2, axis) for i in range(7)]
-            x = jnp.concatenate(parts, axis=-1)
-        y = x.reshape(-1, 49) @ kernel.transpose(1, 0, 2, 3).reshape(49, -1)
-        return y.reshape(*x.shape[:-1], self.features)
-
-
-class TimeConv(nn.Module):
-    """Convolution over time without padding, with bias: `[batch, time, channels]` to
-    `[batch, (time - width) // stride + 1, features]`.
-
-    With a stride, over one channel; else of even width. Its parameters are those of `nn.Conv`:
-    `kernel` `[width, channels, features]`, `bias` `[features]`.
-    """
-
-    features: int
-    width: int
-    stride: int = 1
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x):
-        shape = (self.width, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        if not on_cpu():
-            return _conv_time(x, kernel, self.stride) + bias
-        if self.stride > 1:
-            return _conv_wave(x, kernel, self.stride) + bias
-        return _fast_conv_time(x, kernel) + bias
-
-
-def _conv_time(x, kernel, stride: int):
-    return lax.conv_general_dilated(
-        x, kernel, (stride,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
-    )
-
-
-def _conv_wave(x, kernel, stride: int):
-    """What `_conv_time` gives for one channel, as a convolution over rows of a few strides.
-
-    The rows' channels are as many positions of the result: wide products, of which few factors are
-    the zeros that this adds.
-    """
-    width, _, features = kernel.shape
-    rate, per_row = stride * _POSITIONS, _POSITIONS * features
-    taps = -(-(width + rate - stride) // rate)
-    taps += taps % 2
-    shifts = range(0, rate, stride)
-    kernel = jnp.stack(
-        [jnp.pad(kernel[:, 0], ((i, taps * rate - width - i), (0, 0))) for i in shifts], 1
-    )
-    positions = (x.shape[1] - width) // stride + 1
-    samples = (-(-positions // _POSITIONS) + taps - 1) * rate
-    x = jnp.pad(x[:, :samples], ((0, 0), (0, max(0, samples - x.shape[1])), (0, 0)))
-    y = _fast_conv_time(x.reshape(x.shape[0], -1, rate), kernel.reshape(taps, rate, per_row))
-    return y.reshape(x.shape[0], -1, features)[:, :positions]
-
-
-def _fast_conv_time(x, kernel):
-    """What `_conv_time` gives with a stride of 1, for an even width, from 3/4 of the products.
-
-    This is the fast FIR algorithm (Mou and Duhamel, "Short-length FIR filters and their use in fast
-    nonrecursive filtering", 1991): of three convolutions of half the length and width, the even and
-    the odd results share one.
-    """
-    batch, time, channels = x.shape
-    width, _, features = kernel.shape
-    results = time - width + 1
-    half = -(-results // 2)
-    x = jnp.pad(x, ((0, 0), (0, 2 * half + width - time), (0, 0)))
-    x = x.reshape(batch, -1, 2, channels)
-    even, odd, next_even = x[:, :-1, 0], x[:, :-1, 1], x[:, 1:, 0]
-    first, second = kernel[::2], kernel[1::2]
-    shared = _conv_time(odd, first + second, 1)
-    y_even = shared + _conv_time(even - odd, first, 1)
-    y_odd = shared - _conv_time(odd - next_even, second, 1)
-    y = jnp.stack([y_even, y_odd], axis=2)
-    return y.reshape(batch, 2 * half, features)[:, :results]
-
-
-def _winograd_conv(x, kernel, axis: int):
-    """3x3 convolution of even sizes without padding, from 4/9 of the products.
-
-    This is F(2x2, 3x3) of Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks",
-    CVPR 2016: along each axis from `axis` on, two results from four products instead of six.
-    """
-    if axis == x.ndim - 1:
-        return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], -1)
-    results = x.shape[axis] // 2 - 1
-    x0, x1, x2, x3 = (lax.slice_in_dim(x, i, i + 2 * results - 1, 2, axis) for i in range(4))
-    k0, k1, k2 = kernel
-    y0, y1, y2, y3 = (
-        _winograd_conv(part, taps, axis + 1)
-        for part, taps in (
-            (x0 - x2, k0),
-            (x1 + x2, (k0 + k1 + k2) / 2),
-            (x2 - x1, (k0 - k1 + k2) / 2),
-            (x1 - x3, k2),
-        )
-    )
-    y = jnp.stack([y0 + y1 + y2, y1 - y2 - y3], axis + 1)
-    return y.reshape(*x.shape[:axis], 2 * results, *y.shape[axis + 2 :])
+    def head(self, hidden: Sequence[int]):
+        """Its dense head."""
+        rest = (self.num_classes, self.dtype, self.dropout, self.axis_name)
+        return DenseHead(hidden, *rest, name="head")
 
 
 class Dropout(nn.Module):
@@ -288,37 +171,6 @@ def pad_time(x, size: int):
     For a convolution without padding of its own, whose gradient is many times slower on the CPU.
     """
     return jnp.pad(x, ((0, 0), (size, size), (0, 0)))
-
-
-def max_pool_time(x, size: int):
-    """Windows that do not overlap: `[batch, time, c]` to `[batch, time // size, c]`."""
-    if not on_cpu():
-        return nn.max_pool(x, (size,), strides=(size,))
-    batch, time, channels = x.shape
-    return x[:, : time // size * size].reshape(batch, -1, size, channels).max(axis=2)
-
-
-def max_pool_3x3(x):
-    """3x3 windows, stride 2, padding 1: `[batch, h, w, c]` to `[batch, (h+1)//2, (w+1)//2, c]`."""
-    if not on_cpu():
-        return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-    for axis in (1, 2):
-        size = x.shape[axis]
-        pad = [(0, 0)] * 4
-        pad[axis] = (1, 1)
-        padded = jnp.pad(x, pad, constant_values=-jnp.inf)
-        parts = [lax.slice_in_dim(padded, i, i + size, 2, axis) for i in range(3)]
-        x = jnp.maximum(jnp.maximum(parts[0], parts[1]), parts[2])
-    return x
-
-
-def avg_pool_2x2(x):
-    """2x2 windows, stride 2: `[batch, h, w, c]` to `[batch, h // 2, w // 2, c]`."""
-    if not on_cpu():
-        return nn.avg_pool(x, (2, 2), strides=(2, 2))
-    batch, height, width, channels = x.shape
-    x = x[:, : height // 2 * 2, : width // 2 * 2]
-    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
 
 
 def pool_mean_max(x):

@@ -1,0 +1,25 @@
+"""What is said as things go: log lines on stderr, and progress bars."""
+
+import logging
+import sys
+
+from tqdm import tqdm
+
+log = logging.getLogger("mgc_jax")
+
+
+def progress_bar(*, total: int, description: str, unit: str, leave: bool = True) -> tqdm:
+    """A bar with rate and ETA: live on a terminal, a line every half minute in a log file."""
+    live = sys.stderr.isatty()
+    interval = 0.2 if live else 30
+    return tqdm(
+        total=total,
+        desc=description,
+        unit=unit,
+        unit_scale=unit == "B",
+        leave=leave or not live,
+        delay=0 if live else interval,
+        mininterval=interval,
+        maxinterval=interval,
+        dynamic_ncols=True,
+    )
