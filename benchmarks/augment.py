@@ -26,9 +26,10 @@ import jax
 import numpy as np
 from absl import flags
 
-from mgc_jax import cli, parallel, train
-from mgc_jax.augment import Augmenter
-from mgc_jax.features import ClipSettings
+from mgc_jax import cli, parallel
+from mgc_jax.data.features import ClipSettings
+from mgc_jax.training.augment import Augmenter
+from mgc_jax.training.step import create_train_state, train_step
 
 _NETWORKS = flags.DEFINE_list("networks", ["densenet"], "Names of networks.")
 _BATCH = flags.DEFINE_integer("batch", 8, "Clips a step.", 1)
@@ -41,22 +42,22 @@ def main(argv: list[str]) -> None:
 
 
 def _measure(name: str) -> dict:
-    config = importlib.import_module(f"configs.{name}").get_config()
-    model = train.make_model(config, num_classes=8)
+    config = importlib.import_module(f"mgc_jax.configs.{name}").get_config()
+    model = make_model(config, num_classes=8)
     clips, rng = ClipSettings.from_config(config), np.random.default_rng(0)
     ranges = {"mel": (0, 256, np.uint8), "waveform": (-32768, 32768, np.int16)}
     batch = {"label": rng.integers(0, 8, _BATCH.value, np.int32)}
-    for feature in model.features:
+    for feature in model.inputs:
         low, high, dtype = ranges[feature]
         batch[feature] = rng.integers(low, high, (_BATCH.value, *clips.shape(feature)), dtype)
     batch = jax.device_put(batch)
 
     def compiled(augment: Augmenter | None):
         return parallel.data_parallel(
-            lambda state, batch: train.train_step(state, batch, model.features, config, augment)
+            lambda state, batch: train_step(state, batch, model.inputs, config, augment)
         )
 
-    state = train.create_train_state(config, model)
+    state = create_train_state(config, model)
     steps = [compiled(None), compiled(Augmenter(config))]
     for step in steps:
         _seconds(step, state, batch)

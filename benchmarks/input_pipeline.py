@@ -51,11 +51,12 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from benchmarks import torch_loaders
-from configs import default
-from mgc_jax import cli, console, parallel, train
-from mgc_jax.augment import Augmenter
-from mgc_jax.features import ClipSettings
-from mgc_jax.input_pipeline import dataset_path, open_dataset
+from mgc_jax import cli, console, parallel
+from mgc_jax.configs import default
+from mgc_jax.data.features import ClipSettings
+from mgc_jax.data.input_pipeline import dataset_path, open_dataset
+from mgc_jax.training.augment import Augmenter
+from mgc_jax.training.step import create_train_state, train_step
 
 _CONFIG = cli.define_config()
 _CLIPS = flags.DEFINE_integer("clips", 2048, "Clips of the set.", 64)
@@ -262,9 +263,9 @@ def _rate(batches: Iterator) -> float:
 
 
 def measure_waiting(config: ConfigDict, folder: Path) -> dict:
-    model = train.make_model(config, _CLASSES)
-    write_tfds(config, folder, model.features, make_clips(config, folder))
-    split = open_dataset(config, model.features).splits["train"]
+    model = make_model(config, _CLASSES)
+    write_tfds(config, folder, model.inputs, make_clips(config, folder))
+    split = open_dataset(config, model.inputs).splits["train"]
     batches = split.train_batches(_BATCH, seed=0)
     for _ in range(split.steps_per_epoch(_BATCH)):
         next(batches)
@@ -294,10 +295,10 @@ def _share_of_posed_step(batches: Iterator, seconds: float) -> float:
 
 def _share_of_real_step(config: ConfigDict, model, split) -> tuple[float, float]:
     """Seconds a step of training, and the share of them spent in getting the batch."""
-    state = train.create_train_state(config, model)
+    state = create_train_state(config, model)
     augment = Augmenter(config)
     step = parallel.data_parallel(
-        lambda state, batch: train.train_step(state, batch, model.features, config, augment),
+        lambda state, batch: train_step(state, batch, model.inputs, config, augment),
         donate=True,
     )
     batches = split.train_batches(config.batch_size, config.seed)

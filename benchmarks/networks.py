@@ -62,10 +62,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from mgc_jax import cli, console, parallel, train
+from mgc_jax import cli, console, parallel
+from mgc_jax.data.features import ClipSettings
 from mgc_jax.errors import InputError
-from mgc_jax.features import ClipSettings
 from mgc_jax.models import MODELS, count_parameters
+from mgc_jax.training.step import compile_predict_step, create_train_state, predict_step, train_step
 
 _NETWORKS = flags.DEFINE_list("networks", sorted(MODELS), "Names of networks.")
 _BATCH = flags.DEFINE_list(
@@ -127,11 +128,11 @@ class Ours:
     """One of our networks with its training state."""
 
     def __init__(self, name: str, dtype: str):
-        self.config = importlib.import_module(f"configs.{name}").get_config()
+        self.config = importlib.import_module(f"mgc_jax.configs.{name}").get_config()
         self.config.dtype = dtype
         self.settings = ClipSettings.from_config(self.config)
-        self.model = train.make_model(self.config, _CLASSES)
-        self._state = train.create_train_state(self.config, self.model)
+        self.model = make_model(self.config, _CLASSES)
+        self._state = create_train_state(self.config, self.model)
 
     @property
     def parameters(self) -> int:
@@ -142,14 +143,14 @@ class Ours:
         rng = np.random.default_rng(0)
         ranges = {"mel": (0, 256, np.uint8), "waveform": (-32768, 32768, np.int16)}
         batch = {"label": rng.integers(0, _CLASSES, size, np.int32)}
-        for feature in self.model.features:
+        for feature in self.model.inputs:
             low, high, dtype = ranges[feature]
             batch[feature] = rng.integers(low, high, (size, *self.settings.shape(feature)), dtype)
         return batch
 
     def train_step(self, batch: Mapping[str, np.ndarray]) -> Step:
         def function(state, batch):
-            return train.train_step(state, batch, self.model.features, self.config)
+            return train_step(state, batch, self.model.inputs, self.config)
 
         compiled = parallel.data_parallel(function, donate=True)
         on_device = jax.device_put(batch)
@@ -163,9 +164,9 @@ class Ours:
 
     def predict_step(self, batch: Mapping[str, np.ndarray]) -> Step:
         def function(variables, batch):
-            return train.predict_step(variables, batch, self.model)
+            return predict_step(variables, batch, self.model)
 
-        compiled = train.compile_predict_step(self.model)
+        compiled = compile_predict_step(self.model)
         on_device, variables = jax.device_put(batch), self._state.variables
 
         def run(steps: int) -> None:
@@ -421,7 +422,7 @@ def _train_batch_sizes() -> dict[str, int]:
 def _default_batch_size(name: str) -> int:
     if name == "densenet" and jax.default_backend() == "cpu":
         return 8
-    return importlib.import_module(f"configs.{name}").get_config().batch_size
+    return importlib.import_module(f"mgc_jax.configs.{name}").get_config().batch_size
 
 
 def _integers(flag: flags.FlagHolder) -> list[int]:

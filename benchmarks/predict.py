@@ -31,11 +31,12 @@ import numpy as np
 import soundfile
 from absl import flags
 
-from configs import baseline_a_2d
-from mgc_jax import cli, train
-from mgc_jax.datasets.synth import GENRES, SAMPLE_RATE, synthesize_track
-from mgc_jax.features import ClipSettings
+from mgc_jax import cli
+from mgc_jax.configs import baseline_a_2d
+from mgc_jax.data.features import ClipSettings
+from mgc_jax.demo.synth import GENRES, SAMPLE_RATE, synthesize_track
 from mgc_jax.predictor import Predictor
+from mgc_jax.training.network import TrainedRun
 
 _FILES = flags.DEFINE_integer("files", 64, "MP3s a repetition.", 1)
 _REPETITIONS = flags.DEFINE_integer("repetitions", 3, "Repetitions to take medians of.", 1)
@@ -73,11 +74,11 @@ def write_songs(folder: Path, count: int) -> list[str]:
     return paths
 
 
-def untrained_run() -> train.TrainedRun:
+def untrained_run() -> TrainedRun:
     config = baseline_a_2d.get_config()
-    settings, model = ClipSettings.from_config(config), train.make_model(config, len(GENRES))
-    variables = train.init_variables(model, settings, seed=0)
-    return train.TrainedRun(config, list(GENRES), settings, model, variables, epoch=0)
+    settings, model = ClipSettings.from_config(config), make_model(config, len(GENRES))
+    variables = init_variables(model, settings, seed=0)
+    return TrainedRun(config, list(GENRES), settings, model, variables, epoch=0)
 
 
 def decode(path: str) -> None:

@@ -39,11 +39,11 @@ import numpy as np
 import soundfile
 from absl import flags
 
-from configs import default
 from mgc_jax import cli
-from mgc_jax.datasets.clips import extract_clips
-from mgc_jax.datasets.synth import GENRES, SAMPLE_RATE, synthesize_track
-from mgc_jax.features import ClipSettings
+from mgc_jax.configs import default
+from mgc_jax.data.clips import extract_clips
+from mgc_jax.data.features import ClipSettings
+from mgc_jax.demo.synth import GENRES, SAMPLE_RATE, synthesize_track
 
 _TRACKS = flags.DEFINE_integer("tracks", 16, "MP3s a repetition, an even number.", 2)
 _REPETITIONS = flags.DEFINE_integer("repetitions", 5, "Repetitions to take medians of.", 1)

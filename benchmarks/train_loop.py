@@ -32,10 +32,12 @@ import jax
 import numpy as np
 from absl import flags
 
-from configs import default
-from mgc_jax import cli, console, loop, parallel, train
-from mgc_jax.features import ClipSettings
-from mgc_jax.input_pipeline import ClipDataset
+from mgc_jax import cli, console, parallel
+from mgc_jax.configs import default
+from mgc_jax.data.features import ClipSettings
+from mgc_jax.data.input_pipeline import ClipDataset
+from mgc_jax.training import loop
+from mgc_jax.training.step import create_train_state, train_step
 
 _BATCH = flags.DEFINE_integer("batch", 4, "Clips a step.", 1)
 _STEPS = flags.DEFINE_integer("steps", 300, "Steps of an epoch and of a bare turn.", 10)
@@ -79,11 +81,9 @@ def main(argv: list[str]) -> None:
         "mel": rng.integers(0, 256, shape, np.uint8),
         "label": rng.integers(0, 8, _BATCH.value).astype(np.int32),
     }
-    model = train.make_model(config, 8)
-    state = train.create_train_state(config, model)
-    step = parallel.data_parallel(
-        lambda s, b: train.train_step(s, b, model.features, config), donate=True
-    )
+    model = make_model(config, 8)
+    state = create_train_state(config, model)
+    step = parallel.data_parallel(lambda s, b: train_step(s, b, model.inputs, config), donate=True)
     state, _ = step(state, batch)
     bare = []
 

@@ -8,7 +8,7 @@ yet measured.
 
 from ml_collections import ConfigDict
 
-from configs import default
+from mgc_jax.configs import default
 
 
 def get_config() -> ConfigDict:

@@ -7,7 +7,7 @@ python -m mgc_jax.main --config=configs/demo.py:densenet   (or another network)
 
 from ml_collections import ConfigDict
 
-from configs import default
+from mgc_jax.configs import default
 
 
 def get_config(model: str = "baseline_a_2d") -> ConfigDict:

@@ -16,11 +16,19 @@ from typing import NamedTuple
 import numpy as np
 from absl import flags
 
-from mgc_jax import cli, console, page, plots
+from mgc_jax import cli, console
 from mgc_jax.errors import InputError
 from mgc_jax.files import write_bytes, write_text
-from mgc_jax.metrics import Predictions, bootstrap, interval, mcnemar, track_predictions
-from mgc_jax.report import SCORES, SOURCE, SOURCE_KEYS, other_music, read_evaluation, read_facts
+from mgc_jax.results import page, plots
+from mgc_jax.results.metrics import Predictions, bootstrap, interval, mcnemar, track_predictions
+from mgc_jax.results.report import (
+    SCORES,
+    SOURCE,
+    SOURCE_KEYS,
+    other_music,
+    read_evaluation,
+    read_facts,
+)
 
 _OUTPUT = flags.DEFINE_string(
     "output", "comparison.html", "Page to write; the Markdown goes beside it, as .md."

@@ -26,7 +26,7 @@ from mgc_jax.files import write_bytes, write_text
 if TYPE_CHECKING:
     import jax
 
-    from mgc_jax.features import ClipSettings
+    from mgc_jax.data.features import ClipSettings
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Workdir of the run whose best checkpoint is exported."
@@ -55,13 +55,13 @@ def write(workdir: str, out: Path) -> None:
     import jax
     from jax import export as jax_export
 
-    from mgc_jax import train
+    from mgc_jax.training.network import load_run
 
-    run = train.load_run(workdir)
+    run = load_run(workdir)
     s = run.network.settings
 
     def probabilities(clips):
-        inputs = [network_input(name, clips, s) for name in run.network.module.features]
+        inputs = [network_input(name, clips, s) for name in run.network.module.inputs]
         return jax.nn.softmax(run.network.module.apply(run.variables, *inputs, train=False))
 
     # The log-mel is float64, which leaves the least to rounding on any platform.
@@ -72,7 +72,11 @@ def write(workdir: str, out: Path) -> None:
         write_bytes(out / "network.jax_export", exported.serialize())
         console.log.info("wrote %s", out / "network.jax_export")
         _write_saved_model(probabilities, s.clip_samples, out / "saved_model")
-    about = {"genres": run.network.genres, "sample_rate": s.sample_rate, "clip_samples": s.clip_samples}
+    about = {
+        "genres": run.network.genres,
+        "sample_rate": s.sample_rate,
+        "clip_samples": s.clip_samples,
+    }
     write_text(out / "model.json", json.dumps(about, indent=2, ensure_ascii=False))
 
 
@@ -89,7 +93,7 @@ def network_input(name: str, clips: "jax.Array", s: "ClipSettings") -> "jax.Arra
     """
     import jax.numpy as jnp
 
-    from mgc_jax.features import to_network_input
+    from mgc_jax.data.features import to_network_input
 
     if name == "waveform":
         stored = jnp.clip(jnp.round(clips * 32768), -32768, 32767)
@@ -110,7 +114,7 @@ def log_mel(clips: "jax.Array", s: "ClipSettings") -> "jax.Array":
     """
     import jax.numpy as jnp
 
-    from mgc_jax.features import MIN_POWER, LogMel
+    from mgc_jax.data.features import MIN_POWER, LogMel
 
     reference = LogMel(s, np.float64)
     padded = jnp.pad(clips.astype(jnp.float64), ((0, 0), (s.n_fft // 2,) * 2))

@@ -49,12 +49,11 @@ def main(argv: list[str]) -> None:
         parallel.join_hosts()
         if not parallel.is_main():
             console.log.setLevel("WARNING")
-    from mgc_jax import run
 
     config = _CONFIG.value
     workdir = Path(_WORKDIR.value or os.path.join("runs", _run_name())).absolute()
     command = shlex.join(["python", "-m", "mgc_jax.main", *sys.argv[1:]])
-    run.run(config, workdir, training=_MODE.value == "train", command=command)
+    train_and_evaluate(config, workdir, training=_MODE.value == "train", command=command)
 
 
 def _run_name() -> str:

@@ -24,11 +24,14 @@ import jax
 import numpy as np
 import soxr
 
-from mgc_jax import audio, parallel, train
-from mgc_jax.datasets.clips import clip_features
+from mgc_jax import parallel
+from mgc_jax.data import audio
+from mgc_jax.data.clips import clip_features
+from mgc_jax.data.features import mel_to_db, to_network_input
 from mgc_jax.errors import InputError
-from mgc_jax.features import mel_to_db, to_network_input
-from mgc_jax.metrics import Predictions, track_predictions
+from mgc_jax.results.metrics import Predictions, track_predictions
+from mgc_jax.training.network import TrainedRun, load_run
+from mgc_jax.training.step import compile_predict_step
 
 Source = str | os.PathLike | np.ndarray
 _CHUNK = 8  # clips that a thread decodes before it turns to the next file
@@ -48,7 +51,7 @@ def load(workdir: str | os.PathLike, batch_size: int = 8) -> "Predictor":
     """
     workdir = Path(workdir).absolute()
     parallel.use_compilation_cache(workdir.parent / "jax_cache")
-    return Predictor(train.load_run(workdir), batch_size)
+    return Predictor(load_run(workdir), batch_size)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # arrays have no one truth value
@@ -110,12 +113,12 @@ class _Track:
 class Predictor:
     """A trained network, with the features that it was trained on."""
 
-    def __init__(self, run: train.TrainedRun, batch_size: int = 8):
+    def __init__(self, run: TrainedRun, batch_size: int = 8):
         """Puts a run's network on all devices; arguments as for `load`."""
         self.genres = tuple(run.network.genres)
-        self._settings, self._features = run.network.settings, run.network.module.features
+        self._settings, self._features = run.network.settings, run.network.module.inputs
         self._variables = parallel.replicate(run.variables)
-        self._predict_step = train.compile_predict_step(run.network.module)
+        self._predict_step = compile_predict_step(run.network.module)
         devices = jax.device_count()
         self._batch_size = math.ceil(batch_size / devices) * devices
 

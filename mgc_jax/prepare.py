@@ -71,12 +71,12 @@ def main(argv: list[str]) -> None:
     config = _CONFIG.value
     if _DATA_DIR.value:
         config.data_dir = _DATA_DIR.value
-    from mgc_jax.datasets import builders
-    from mgc_jax.models import features_of
+    from mgc_jax.data import builders
+    from mgc_jax.models import inputs_of
 
     builders.prepare(
         config,
-        features_of(config.model),
+        inputs_of(config.model),
         audio_dir=_AUDIO_DIR.value,
         metadata_dir=_METADATA_DIR.value,
         download=_DOWNLOAD.value,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 # Forked from a process that has imported everything, and has touched no device yet.
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["mgc_jax.loop", "mgc_jax.input_pipeline"])
+_CONTEXT.set_forkserver_preload(["mgc_jax.training.loop", "mgc_jax.data.input_pipeline"])
 
 
 def start(config, workdir, cache, *, devices=1, process=0, processes=1, port=0):
@@ -70,8 +70,9 @@ def _train(config, workdir, cache, devices, process, processes, port):
     import jax
     from ml_collections import ConfigDict
 
-    from mgc_jax import cli, loop, models, parallel
-    from mgc_jax.input_pipeline import open_dataset
+    from mgc_jax import cli, models, parallel
+    from mgc_jax.data.input_pipeline import open_dataset
+    from mgc_jax.training import loop
 
     cli.set_up_logging()
     if processes > 1:
@@ -83,7 +84,7 @@ def _train(config, workdir, cache, devices, process, processes, port):
     Path(workdir).mkdir(exist_ok=True)
     try:
         with cli.exit_codes():
-            data = open_dataset(config, models.features_of(config.model))
+            data = open_dataset(config, models.inputs_of(config.model))
             loop.train(config, Path(workdir), data)
     finally:
         # As JAX does at exit, which multiprocessing's children pass by: the first process must not

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from configs import default
-from mgc_jax.datasets import builders, demo
-from mgc_jax.input_pipeline import open_dataset
+from mgc_jax.configs import default
+from mgc_jax.data import builders
+from mgc_jax.data.input_pipeline import open_dataset
+from mgc_jax.demo.corpus import write_corpus
 
 ROOT = Path(__file__).parents[1]
 
@@ -20,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 def corpus(tmp_path_factory) -> Path:
     """24 tracks in FMA's layout, one a genre and split, and one track that is not audio."""
     root = tmp_path_factory.mktemp("corpus")
-    demo.write_corpus(root, tracks=24, seed=1, workers=2)
+    write_corpus(root, tracks=24, seed=1, workers=2)
     return root
 
 

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from conftest import write_audio
 
-from mgc_jax.audio import load_audio, read_blocks, read_clips
+from mgc_jax.data.audio import load_audio, read_blocks, read_clips
 from mgc_jax.errors import InputError
 
 
@@ -116,7 +116,7 @@ def test_unreadable_file_says_why(tmp_path):
     (tmp_path / "x.wav").chmod(0)
     code = """
 import os, sys
-from mgc_jax import audio
+from mgc_jax.data import audio
 if os.geteuid() == 0:  # root reads anything
     os.setuid(65534)
 try:
@@ -203,9 +203,9 @@ def test_an_hour_takes_no_more_memory_than_a_minute(tmp_path):
     """Peak memory of a process of its own: an hour of stereo is 1.3 GB as float32."""
     code = """
 import resource, sys
-from configs import default
-from mgc_jax.datasets.clips import iter_clips
-from mgc_jax.features import ClipSettings
+from mgc_jax.configs import default
+from mgc_jax.data.clips import iter_clips
+from mgc_jax.data.features import ClipSettings
 settings = ClipSettings.from_config(default.get_config())
 count = sum(1 for _ in iter_clips(sys.argv[1], settings, ("mel", "waveform")))
 print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

@@ -12,11 +12,14 @@ import librosa
 import numpy as np
 import pytest
 
-from configs import default
-from mgc_jax import augment, features, parallel, train
-from mgc_jax.augment import Augmenter
+from mgc_jax import parallel
+from mgc_jax.configs import default
+from mgc_jax.data import features
 from mgc_jax.errors import InputError
 from mgc_jax.models import MODELS
+from mgc_jax.training import augment
+from mgc_jax.training.augment import Augmenter
+from mgc_jax.training.step import create_train_state, train_step
 
 CONFIG = default.get_config()
 SETTINGS = features.ClipSettings.from_config(CONFIG)
@@ -293,10 +296,10 @@ def test_step_learns_from_soft_labels(config, dataset):
     config.augment.update(noise_probability=0.5, mixup_alpha=0.4)
     config.dtype = "bfloat16"
     stored = dataset.splits["train"].gather(np.arange(8))
-    model = train.make_model(config, 8)
-    state = train.create_train_state(config, model)
+    model = make_model(config, 8)
+    state = create_train_state(config, model)
     step = parallel.data_parallel(
-        lambda s, b: train.train_step(s, b, model.features, config, Augmenter(config))
+        lambda s, b: train_step(s, b, model.inputs, config, Augmenter(config))
     )
     _, scores = step(state, {"mel": stored["mel"], "label": stored["label"]})
     mel = features.to_network_input("mel", stored["mel"])
@@ -346,6 +349,6 @@ def test_configs():
     code = Path(augment.__file__).read_text()
     assert all(f"c.{key}" in code for key in CONFIG.augment)
     for name in (*MODELS, "demo"):
-        strengths = importlib.import_module(f"configs.{name}").get_config().augment
+        strengths = importlib.import_module(f"mgc_jax.configs.{name}").get_config().augment
         expected = {"noise_probability", "stretch_probability"} if name != "demo" else set()
         assert {key for key in ALL_ON if strengths[key]} == expected

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mgc_jax import compare, report
+from mgc_jax import compare
 from mgc_jax.errors import InputError
-from mgc_jax.evaluate import write_evaluation
-from mgc_jax.metrics import Predictions
+from mgc_jax.results import report
+from mgc_jax.results.evaluate import write_evaluation
+from mgc_jax.results.metrics import Predictions
 
 ROOT = Path(__file__).parents[1]
 GENRES = ["Rock", "Pop", "Folk"]

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from configs import default
-from mgc_jax.datasets import builders
-from mgc_jax.datasets.clips import extract_clips
-from mgc_jax.datasets.tracks import Track, read_fma, read_folder
+from mgc_jax.configs import default
+from mgc_jax.data import builders
+from mgc_jax.data.clips import extract_clips
+from mgc_jax.data.features import ClipSettings
+from mgc_jax.data.tracks import Track, read_fma, read_folder
 from mgc_jax.errors import InputError
-from mgc_jax.features import ClipSettings
 
 HEADER = """,album,set,set,track,track
 ,title,split,subset,genre_top,title

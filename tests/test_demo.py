@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from mgc_jax.datasets import demo, synth
+from mgc_jax.demo import corpus as corpus_module
+from mgc_jax.demo import synth
 
 EIGHT = "Electronic Experimental Folk Hip-Hop Instrumental International Pop Rock".split()
 SHORT = 1.5  # seconds
@@ -17,8 +18,10 @@ SHORT = 1.5  # seconds
 def write_short(root: Path, monkeypatch: pytest.MonkeyPatch, seed: int = 5) -> Path:
     """A whole corpus of short tracks, made in this process."""
     whole = synth.synthesize_track
-    monkeypatch.setattr(demo, "synthesize_track", lambda genre, own: whole(genre, own, SHORT))
-    demo.write_corpus(root, tracks=24, seed=seed, workers=1)
+    monkeypatch.setattr(
+        corpus_module, "synthesize_track", lambda genre, own: whole(genre, own, SHORT)
+    )
+    corpus_module.write_corpus(root, tracks=24, seed=seed, workers=1)
     monkeypatch.undo()
     return root
 
@@ -138,7 +141,7 @@ def test_every_genre_is_in_every_split(corpus: Path) -> None:
 
 
 def test_twelve_tracks_a_genre_split_eight_two_two() -> None:
-    splits = Counter(row[2] for row in demo._draw_rows(96, 0) if row[1] == "Folk")
+    splits = Counter(row[2] for row in corpus_module._draw_rows(96, 0) if row[1] == "Folk")
     assert splits == {"training": 8, "validation": 2, "test": 2}
 
 
@@ -155,7 +158,7 @@ def test_the_files_lie_where_fma_puts_them(corpus: Path) -> None:
 
 def test_a_file_holds_its_genres_track(tmp_path: Path) -> None:
     path = tmp_path / "000" / "000007.mp3"
-    demo._write_track((tmp_path, 7, "Rock", "training", 11))
+    corpus_module._write_track((tmp_path, 7, "Rock", "training", 11))
     info = soundfile.info(path)
     assert (info.samplerate, info.channels, info.frames) == (44_100, 2, 1_323_000)
     assert info.format == "MP3"
@@ -165,27 +168,27 @@ def test_a_file_holds_its_genres_track(tmp_path: Path) -> None:
 
 
 def test_processes_make_the_same_files(corpus: Path, tmp_path: Path) -> None:
-    for row in demo._draw_rows(24, 5)[:22]:  # leave two for the workers, to be quick
+    for row in corpus_module._draw_rows(24, 5)[:22]:  # leave two for the workers, to be quick
         path = tmp_path / "fma_small" / f"{row[0] // 1000:03d}" / f"{row[0]:06d}.mp3"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"kept")
-    demo.write_corpus(tmp_path, tracks=24, seed=5, workers=2)
+    corpus_module.write_corpus(tmp_path, tracks=24, seed=5, workers=2)
     made = mp3_bytes(tmp_path)
     assert sorted(made) == sorted(mp3_bytes(corpus))
     assert sum(content == b"kept" for content in made.values()) == 22  # trusted, not made anew
     assert read_table(tmp_path) == read_table(corpus)
-    last = demo._draw_rows(24, 5)[-1]
-    demo._write_track((tmp_path / "again", *last))
+    last = corpus_module._draw_rows(24, 5)[-1]
+    corpus_module._write_track((tmp_path / "again", *last))
     (again,) = mp3_bytes(tmp_path / "again").items()
     assert made[f"fma_small/{again[0]}"] == again[1]
 
 
 def test_seed_and_number_alone_make_the_track(corpus: Path, tmp_path: Path, monkeypatch) -> None:
     assert mp3_bytes(write_short(tmp_path / "same", monkeypatch)) == mp3_bytes(corpus)
-    few = {row[1:4:2] for row in demo._draw_rows(24, 5)}
-    assert few < {row[1:4:2] for row in demo._draw_rows(96, 5)}
-    assert not few & {row[1:4:2] for row in demo._draw_rows(24, 6)}
-    assert len({row[3] for row in demo._draw_rows(96, 5)}) == 96
+    few = {row[1:4:2] for row in corpus_module._draw_rows(24, 5)}
+    assert few < {row[1:4:2] for row in corpus_module._draw_rows(96, 5)}
+    assert not few & {row[1:4:2] for row in corpus_module._draw_rows(24, 6)}
+    assert len({row[3] for row in corpus_module._draw_rows(96, 5)}) == 96
     # From run to run too: the seeds of two tracks, as first drawn.
     assert ("Electronic", 12631478326263854183) in few
     assert ("Rock", 12151908989600622437) in few
@@ -196,20 +199,20 @@ def test_a_failed_track_leaves_no_table_and_no_part(tmp_path: Path, monkeypatch)
         Path(path).write_bytes(b"half a track")
         raise OSError("no space left")
 
-    monkeypatch.setattr(demo, "synthesize_track", lambda genre, seed: np.zeros((9, 2)))
-    monkeypatch.setattr(demo.soundfile, "write", fail)
+    monkeypatch.setattr(corpus_module, "synthesize_track", lambda genre, seed: np.zeros((9, 2)))
+    monkeypatch.setattr(corpus_module.soundfile, "write", fail)
     with pytest.raises(OSError, match="no space"):
-        demo.write_corpus(tmp_path, tracks=24, seed=1, workers=1)
+        corpus_module.write_corpus(tmp_path, tracks=24, seed=1, workers=1)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 @pytest.mark.parametrize("tracks", [0, 16, 25, -24])
 def test_a_bad_number_of_tracks_is_refused(tracks: int, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"multiple of 8 and at least 24, not {tracks}"):
-        demo.write_corpus(tmp_path / "new", tracks=tracks, seed=1, workers=1)
+        corpus_module.write_corpus(tmp_path / "new", tracks=tracks, seed=1, workers=1)
     assert not (tmp_path / "new").exists()
 
 
 def test_no_workers_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="workers"):
-        demo.write_corpus(tmp_path, tracks=24, seed=1, workers=0)
+        corpus_module.write_corpus(tmp_path, tracks=24, seed=1, workers=0)

@@ -11,10 +11,10 @@ import pytest
 from conftest import write_audio
 from test_datasets import write_metadata
 
-from configs import default
-from mgc_jax.datasets import builders, download
+from mgc_jax.configs import default
+from mgc_jax.data import builders, download
+from mgc_jax.data.input_pipeline import open_dataset
 from mgc_jax.errors import InputError
-from mgc_jax.input_pipeline import open_dataset
 
 SPLITS = ("training", "validation", "test")
 

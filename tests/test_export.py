@@ -11,8 +11,9 @@ import pytest
 from conftest import call, write_audio
 
 import mgc_jax
-from configs import default
-from mgc_jax import audio, export, features
+from mgc_jax import export
+from mgc_jax.configs import default
+from mgc_jax.data import audio, features
 
 SETTINGS = features.ClipSettings.from_config(default.get_config())
 LOADERS = {

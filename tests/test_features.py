@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from conftest import write_audio
 
-from configs import default
-from mgc_jax import features
-from mgc_jax.audio import read_clips
-from mgc_jax.datasets.clips import extract_clips
+from mgc_jax.configs import default
+from mgc_jax.data import features
+from mgc_jax.data.audio import read_clips
+from mgc_jax.data.clips import extract_clips
 from mgc_jax.errors import InputError
 
 SETTINGS = features.ClipSettings.from_config(default.get_config())

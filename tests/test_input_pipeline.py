@@ -20,11 +20,11 @@ import pytest
 import tensorflow_datasets as tfds
 from etils import epath
 
-from configs import default
 from mgc_jax import parallel
+from mgc_jax.configs import default
+from mgc_jax.data.features import ClipSettings
+from mgc_jax.data.input_pipeline import BufferPool, open_dataset
 from mgc_jax.errors import InputError
-from mgc_jax.features import ClipSettings
-from mgc_jax.input_pipeline import BufferPool, open_dataset
 
 
 def plain_records(config, split):
@@ -187,9 +187,9 @@ import numpy as np
 process, port, config = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 jax.config.update("jax_num_cpu_devices", 2)
 jax.distributed.initialize(f"localhost:{port}", 2, process)
-from configs import default
+from mgc_jax.configs import default
 from mgc_jax import parallel
-from mgc_jax.input_pipeline import open_dataset
+from mgc_jax.data.input_pipeline import open_dataset
 
 config = default.get_config()
 config.data_dir = sys.argv[3]

@@ -297,7 +297,7 @@ def test_predict_imports_no_tensorflow(finished, corpus):
 
 
 def test_every_network_has_a_config_and_every_key_is_read():
-    from configs import default
+    from mgc_jax.configs import default
 
     for name in MODELS:
         assert (ROOT / "configs" / f"{name}.py").exists()

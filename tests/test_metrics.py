@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binomtest
 from sklearn import metrics as sk
 
-from mgc_jax.metrics import (
+from mgc_jax.results.metrics import (
     Predictions,
     bootstrap,
     classification_metrics,

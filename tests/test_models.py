@@ -26,7 +26,7 @@ def test_no_network_is_missing():
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameters(name):
     model = create_model(name, 8)
-    inputs = [jnp.zeros((1, *SHAPES[feature])) for feature in model.features]
+    inputs = [jnp.zeros((1, *SHAPES[feature])) for feature in model.inputs]
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), *inputs, train=False))
     assert count_parameters(variables) == PARAMETERS[name]
 
@@ -34,7 +34,7 @@ def test_parameters(name):
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_batches_of_any_size_can_be_exported(name):
     model = create_model(name, 8)
-    shapes = [SHAPES[feature] for feature in model.features]
+    shapes = [SHAPES[feature] for feature in model.inputs]
     (batch,) = jax.export.symbolic_shape("batch")
     inputs = [jax.ShapeDtypeStruct((batch, *shape), jnp.float32) for shape in shapes]
     one = [jax.ShapeDtypeStruct((1, *shape), jnp.float32) for shape in shapes]
@@ -50,7 +50,7 @@ def test_logits_of_another_length(name, dtype):
     model = create_model(name, 5, dtype=jnp.dtype(dtype))
     inputs = [
         jax.random.uniform(jax.random.key(1), (2, *shapes[feature]), minval=-1)
-        for feature in model.features
+        for feature in model.inputs
     ]
     variables = jax.jit(lambda *x: model.init(jax.random.key(0), *x, train=False))(*inputs)
     logits = jax.jit(lambda v, *x: model.apply(v, *x, train=False))(variables, *inputs)

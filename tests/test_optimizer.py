@@ -7,11 +7,13 @@ import optax
 import pytest
 from sklearn.utils.class_weight import compute_class_weight
 
-from configs import default
-from mgc_jax import loop, optimizer, parallel, train
+from mgc_jax import parallel
+from mgc_jax.configs import default
+from mgc_jax.data.features import to_network_input
 from mgc_jax.errors import InputError
-from mgc_jax.features import to_network_input
 from mgc_jax.models import create_model
+from mgc_jax.training import loop, optimizer
+from mgc_jax.training.step import class_weights, create_train_state, train_step
 
 
 def rates(**keys):
@@ -56,10 +58,10 @@ def take_step(config, dataset):
 
     def take(class_weights=None):
         batch = dataset.splits["train"].gather(np.arange(8))
-        model = train.make_model(config, 8)
-        before = train.create_train_state(config, model)
+        model = make_model(config, 8)
+        before = create_train_state(config, model)
         step = parallel.data_parallel(
-            lambda s, b: train.train_step(s, b, ("mel",), config, class_weights=class_weights)
+            lambda s, b: train_step(s, b, ("mel",), config, class_weights=class_weights)
         )
         after, metrics = step(before, {name: batch[name] for name in ("mel", "label")})
         return before, after, jax.device_get(metrics), batch
@@ -113,7 +115,7 @@ def test_step_of_the_whole_recipe(config, take_step):
         before.variables,
     )
     assert after.evaluated is after.average
-    assert float(train._average_decay(config, 1000)) == pytest.approx(0.9)
+    assert float(step._average_decay(config, 1000)) == pytest.approx(0.9)
     # The first norm's statistics have moved twice by a tenth.
     kernel, bias = before.params["conv0"]["kernel"], before.params["conv0"]["bias"]
     x = to_network_input("mel", batch["mel"])
@@ -138,7 +140,7 @@ def test_frozen_parameters_stay(config, take_step):
 def test_class_weights_are_scikit_learns():
     labels = np.array([0, 0, 0, 1, 2, 2])
     expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)
-    np.testing.assert_allclose(train.class_weights(labels, 3), expected, rtol=1e-6)
+    np.testing.assert_allclose(class_weights(labels, 3), expected, rtol=1e-6)
 
 
 def test_dropout_only_in_training():

@@ -18,9 +18,9 @@ import soundfile
 from conftest import ROOT, call, write_audio
 
 import mgc_jax
-from mgc_jax import train
-from mgc_jax.datasets.clips import extract_clips
+from mgc_jax.data.clips import extract_clips
 from mgc_jax.errors import InputError
+from mgc_jax.training.network import load_run
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def music(tmp_path_factory):
 
 def by_hand(workdir, path):
     """One file's clips through the network, without batches; log-probabilities."""
-    run = train.load_run(workdir)
+    run = load_run(workdir)
     mel = np.stack([clip["mel"] for clip in extract_clips(str(path), run.settings, ("mel",))])
     logits = run.model.apply(run.variables, mel / np.float32(255) * 2 - 1, train=False)
     return np.asarray(jax.nn.log_softmax(logits))
@@ -160,7 +160,7 @@ import mgc_jax
 assert "jax" not in sys.modules  # importing the package costs nothing
 assert mgc_jax.load(sys.argv[1]).predict(sys.argv[2])[0].genre
 for name in ("tensorflow", "tensorflow_datasets", "matplotlib", "librosa", "gradio",
-             "scipy.signal", "mgc_jax.report", "mgc_jax.predict"):
+             "scipy.signal", "mgc_jax.results.report", "mgc_jax.predict"):
     assert name not in sys.modules, name
 from absl import flags
 assert not flags.FLAGS.is_parsed()

@@ -19,11 +19,11 @@ import tensorflow_datasets as tfds
 from conftest import write_audio
 from test_datasets import write_metadata
 
-from configs import default
-from mgc_jax.datasets import builders
-from mgc_jax.datasets.tracks import read_folder
+from mgc_jax.configs import default
+from mgc_jax.data import builders
+from mgc_jax.data.input_pipeline import open_dataset
+from mgc_jax.data.tracks import read_folder
 from mgc_jax.errors import InputError
-from mgc_jax.input_pipeline import open_dataset
 
 ROOT = Path(__file__).parents[1]
 SPLITS = ("training", "validation", "test")
@@ -217,7 +217,7 @@ def prepare_in_child(data_dir, music, workers, deviation):
 def start(music, undisturbed):
     """Starts a preparation of the music as a process that can be killed."""
     context = multiprocessing.get_context("forkserver")  # which imports TensorFlow once
-    context.set_forkserver_preload(["mgc_jax.datasets.builders"])
+    context.set_forkserver_preload(["mgc_jax.data.builders"])
     deviation = tfds.builder_from_directory(undisturbed / "mel/1.0.0").info.metadata
     deviation = dict(deviation["librosa_deviation"])
 

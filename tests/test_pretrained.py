@@ -13,12 +13,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from numpy.lib.stride_tricks import sliding_window_view
 from safetensors.numpy import save_file
 
-from configs import default
 from mgc_jax import console, parallel
-from mgc_jax.checkpoints import Checkpoints
+from mgc_jax.configs import default
 from mgc_jax.errors import InputError
 from mgc_jax.models import create_model
-from mgc_jax.pretrained import load_weights
+from mgc_jax.training.checkpoints import Checkpoints
+from mgc_jax.training.pretrained import load_weights
 
 SMALL = {"block_sizes": (2, 3), "growth_rate": 8, "bn_size": 2, "initial_features": 16}
 INPUTS = {"mel": (64, 20), "waveform": (3000,)}
@@ -27,7 +27,7 @@ INPUTS = {"mel": (64, 20), "waveform": (3000,)}
 def fresh(name, classes=8, inputs=INPUTS, **overrides):
     """Variables of a network, all of them random."""
     model = create_model(name, classes, axis_name=parallel.AXIS, **overrides)
-    arrays = [jnp.zeros((1, *inputs[feature])) for feature in model.features]
+    arrays = [jnp.zeros((1, *inputs[feature])) for feature in model.inputs]
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), *arrays, train=False))
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), shapes)

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from mgc_jax import page as page_module
-from mgc_jax import plots, report
 from mgc_jax.errors import InputError
-from mgc_jax.evaluate import read_predictions, write_evaluation
-from mgc_jax.metrics import Predictions, track_predictions
+from mgc_jax.results import plots, report
+from mgc_jax.results.evaluate import read_predictions, write_evaluation
+from mgc_jax.results.metrics import Predictions, track_predictions
 
 GENRES = ["Rock", "R&B <x>", r"Pop $\frac$"]
 PICTURES = (

@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 from child import log_lines, said
 
-from mgc_jax import loop, parallel, train
-from mgc_jax.checkpoints import Checkpoints
+from mgc_jax import parallel
+from mgc_jax.data.input_pipeline import open_dataset
 from mgc_jax.errors import InputError
-from mgc_jax.input_pipeline import open_dataset
+from mgc_jax.training import loop
+from mgc_jax.training.checkpoints import Checkpoints
+from mgc_jax.training.step import create_train_state
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +99,7 @@ def tear_newest(workdir):
 
 
 def restore(config, workdir):
-    state = train.create_train_state(config, train.make_model(config, 8), 12)
+    state = create_train_state(config, make_model(config, 8), 12)
     with Checkpoints(workdir) as checkpoints:
         return checkpoints.restore_last(state), checkpoints.restore_best(state.variables)
 

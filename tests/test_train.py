@@ -11,12 +11,14 @@ import numpy as np
 import optax
 import pytest
 
-from mgc_jax import console, loop, parallel, train
-from mgc_jax.checkpoints import Checkpoints
-from mgc_jax.features import to_network_input
-from mgc_jax.input_pipeline import open_dataset
+from mgc_jax import console, parallel
+from mgc_jax.data.features import to_network_input
+from mgc_jax.data.input_pipeline import open_dataset
 from mgc_jax.models import create_model
-from mgc_jax.run_log import ProgressLine
+from mgc_jax.training import loop
+from mgc_jax.training.checkpoints import Checkpoints
+from mgc_jax.training.run_log import ProgressLine
+from mgc_jax.training.step import compile_predict_step, create_train_state, train_step
 
 
 def read_log(workdir, kind):
@@ -60,8 +62,8 @@ def test_step_is_adamw_on_the_cross_entropy(config, dataset):
     """One step against optax and jax.grad without pmap."""
     config.weight_decay = 0.1
     batch = dataset.splits["train"].gather(np.arange(8))
-    model = train.make_model(config, 8).clone(axis_name=None)
-    state = train.create_train_state(config, model)
+    model = make_model(config, 8).clone(axis_name=None)
+    state = create_train_state(config, model)
     stats = {"batch_stats": state.batch_stats}
 
     def loss_fn(params):
@@ -71,7 +73,7 @@ def test_step_is_adamw_on_the_cross_entropy(config, dataset):
         return -log_probs[np.arange(8), batch["label"]].mean()
 
     loss, gradients = jax.value_and_grad(loss_fn)(state.params)
-    step = parallel.data_parallel(lambda s, b: train.train_step(s, b, ("mel",), config))
+    step = parallel.data_parallel(lambda s, b: train_step(s, b, ("mel",), config))
     after, scores = step(state, {"mel": batch["mel"], "label": batch["label"]})
     assert scores["loss"] == pytest.approx(float(loss), rel=1e-5)
 
@@ -87,15 +89,15 @@ def test_step_is_adamw_on_the_cross_entropy(config, dataset):
 
 
 def test_first_step_compiles_once(config, dataset):
-    model = train.make_model(config, 8)
+    model = make_model(config, 8)
     traces = []
 
     def step(state, batch):
         traces.append(None)
-        return train.train_step(state, batch, ("mel",), config)
+        return train_step(state, batch, ("mel",), config)
 
     compiled = parallel.data_parallel(step, donate=True)
-    state = train.create_train_state(config, model)
+    state = create_train_state(config, model)
     for _ in range(3):
         state, _ = compiled(state, dataset.splits["train"].gather(np.arange(8)))
     assert len(traces) == 1
@@ -103,19 +105,17 @@ def test_first_step_compiles_once(config, dataset):
 
 def test_steps_that_follow_do_not_disturb_a_save(config, dataset, tmp_path):
     """Saves run in the background while the state's memory is given to the next steps."""
-    model = train.make_model(config, 8)
-    step = parallel.data_parallel(
-        lambda s, b: train.train_step(s, b, ("mel",), config), donate=True
-    )
+    model = make_model(config, 8)
+    step = parallel.data_parallel(lambda s, b: train_step(s, b, ("mel",), config), donate=True)
     batch = dataset.splits["train"].gather(np.arange(8))
-    state, _ = step(train.create_train_state(config, model), batch)
+    state, _ = step(create_train_state(config, model), batch)
     saved = jax.tree.map(np.array, (state.params, state.opt_state))
     with Checkpoints(tmp_path, writing=True) as checkpoints:
         checkpoints.save_last(state, {"step": 1})
         for _ in range(5):
             state, _ = step(state, batch)
     with Checkpoints(tmp_path) as checkpoints:
-        restored, _ = checkpoints.restore_last(train.create_train_state(config, model))
+        restored, _ = checkpoints.restore_last(create_train_state(config, model))
     jax.tree.map(np.testing.assert_array_equal, (restored.params, restored.opt_state), saved)
     assert state.step == 6 and restored.step == 1
 
@@ -163,5 +163,5 @@ def test_predicting_in_parts_changes_nothing(clips):
     inputs = to_network_input("mel", mel)
     variables = model.init(jax.random.key(0), inputs, train=False)
     logits = [model.apply(variables, x[None], train=False)[0] for x in inputs]
-    found = train.compile_predict_step(model)(variables, {"mel": mel, "label": np.zeros(clips)})
+    found = compile_predict_step(model)(variables, {"mel": mel, "label": np.zeros(clips)})
     np.testing.assert_allclose(found, jax.nn.log_softmax(np.array(logits)), atol=1e-5)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mgc_jax.datasets.workers import run_all
+from mgc_jax.data.workers import run_all
 from mgc_jax.errors import InputError
 
 

@@ -42,9 +42,9 @@ def create_model(name: str, num_classes: int = 8, **overrides) -> nn.Module:
     return model(num_classes=num_classes, **overrides)
 
 
-def features_of(name: str) -> tuple[str, ...]:
+def inputs_of(name: str) -> tuple[str, ...]:
     """The inputs of a network, in order: `mel` and/or `waveform`."""
-    return _find(name).features
+    return _find(name).inputs
 
 
 def count_parameters(variables: Mapping) -> int:

@@ -47,7 +47,7 @@ class WaveformTrunk(nn.Module):
 class BaselineA1D(nn.Module):
     """Five convolutions over the waveform, pooled by the mean, and a dense head."""
 
-    features = ("waveform",)
+    inputs = ("waveform",)
     clips_at_once = None
 
     num_classes: int = 8

@@ -27,7 +27,7 @@ from mgc_jax.models.layers import BatchNorm, DenseHead, pool_mean_max
 class BaselineA2D(nn.Module):
     """Three convolutions over time, pooled by mean and max, and a dense head."""
 
-    features = ("mel",)
+    inputs = ("mel",)
     clips_at_once = None
 
     num_classes: int = 8

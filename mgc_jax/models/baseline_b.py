@@ -22,7 +22,7 @@ from mgc_jax.models.layers import Network, TimeConv, pad_time, pool_mean_max
 class BaselineB(Network):
     """A residual block over time, pooled by mean and max, and a dense head."""
 
-    features = ("mel",)
+    inputs = ("mel",)
 
     @nn.compact
     def __call__(self, mel, train: bool):

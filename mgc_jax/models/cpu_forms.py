@@ -34,7 +34,9 @@ def conv_square(x, kernel, train: bool):
     # Winograd's form makes a train step no shorter, and costs bfloat16 digits it has not got.
     large = x.shape[1] * x.shape[2] >= _WINOGRAD_PIXELS
     if train or not large or x.dtype != jnp.float32 or not on_cpu():
-        return lax.conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=_NHWC)
+        return lax.conv_general_dilated(
+            x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=_NHWC
+        )
     height, width = x.shape[1:3]
     x = jnp.pad(x, ((0, 0), (1, 1 + height % 2), (1, 1 + width % 2), (0, 0)))
     return _winograd_conv(x, kernel, axis=1)[:, :height, :width]
@@ -43,7 +45,9 @@ def conv_square(x, kernel, train: bool):
 def conv_stem(x, kernel):
     """7x7, stride 2, padding 3, over one channel."""
     if not on_cpu():
-        return lax.conv_general_dilated(x, kernel, (2, 2), ((3, 3), (3, 3)), dimension_numbers=_NHWC)
+        return lax.conv_general_dilated(
+            x, kernel, (2, 2), ((3, 3), (3, 3)), dimension_numbers=_NHWC
+        )
     # As a product with all 7x7 patches: XLA's gradient of this kernel takes four times longer.
     x = jnp.pad(x, ((0, 0), (3, 3), (3, 3), (0, 0)))
     for axis in (1, 2):

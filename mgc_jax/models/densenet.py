@@ -55,7 +55,9 @@ class DenseLayer(nn.Module):
         y = nn.relu(self.norm(name="norm1")(x, moments))
         y = PointConv(self.bn_size * self.growth_rate, dtype=self.dtype, name="conv1")(y)
         y = nn.relu(self.norm(name="norm2")(y))
-        return SquareConv(self.growth_rate, dtype=self.dtype, name="conv2")(y, train=moments is not None)
+        return SquareConv(self.growth_rate, dtype=self.dtype, name="conv2")(
+            y, train=moments is not None
+        )
 
 
 class Transition(nn.Module):
@@ -107,7 +109,7 @@ class DenseNetFeatures(nn.Module):
 class DenseNet121(nn.Module):
     """DenseNet-121 over the log-mel as a one-channel picture."""
 
-    features = ("mel",)
+    inputs = ("mel",)
     clips_at_once = 2
 
     num_classes: int = 8

@@ -23,7 +23,7 @@ from mgc_jax.models.layers import pool_mean_max
 class FusionNet(nn.Module):
     """Two branches, concatenated before one dense layer."""
 
-    features = ("mel", "waveform")
+    inputs = ("mel", "waveform")
     clips_at_once = 2
 
     num_classes: int = 8

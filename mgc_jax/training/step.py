@@ -3,12 +3,9 @@
 Importing this module loads no TensorFlow, so that the step also runs on a machine that has none.
 """
 
-import json
 import math
-import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -19,13 +16,11 @@ from flax.training import train_state
 from ml_collections import ConfigDict
 
 from mgc_jax import parallel
-from mgc_jax.augment import Augmenter, soft_labels
-from mgc_jax.checkpoints import Checkpoints
-from mgc_jax.errors import InputError
-from mgc_jax.features import to_network_input
+from mgc_jax.data.features import to_network_input
 from mgc_jax.models.cpu_forms import on_cpu
-from mgc_jax.network import Network
-from mgc_jax.optimizer import learning_rate_schedule, make_optimizer
+from mgc_jax.training.augment import Augmenter, soft_labels
+from mgc_jax.training.network import Network
+from mgc_jax.training.optimizer import learning_rate_schedule, make_optimizer
 
 
 class TrainState(train_state.TrainState):
@@ -61,40 +56,6 @@ def create_train_state(
         **variables,
     )
     return parallel.replicate(state)
-
-
-class TrainedRun(NamedTuple):
-    """What a workdir holds of a run: its network with the weights of its best epoch."""
-
-    config: ConfigDict
-    network: Network
-    variables: dict
-    epoch: int
-
-
-def load_run(workdir: str | os.PathLike) -> TrainedRun:
-    """Loads the best checkpoint of a run, as the run's own config says; nothing else is needed.
-
-    Raises:
-        InputError: the workdir holds no run, no finished epoch, or damaged files.
-    """
-    workdir = Path(workdir)
-    for part in ("config.json", "genres.json", "checkpoints/best"):
-        if not (workdir / part).exists():
-            raise InputError(f"{workdir} holds no trained run: there is no {part} in it")
-    try:
-        config = ConfigDict(json.loads((workdir / "config.json").read_text()))
-        genres = json.loads((workdir / "genres.json").read_text())
-        network = Network.from_config(config, genres)
-        with Checkpoints(workdir) as checkpoints:
-            variables, score = checkpoints.restore_best(network.shapes)
-    except InputError:
-        raise
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        # What json, ml_collections and orbax raise for a damaged file is any of these.
-        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-        raise InputError(f"{workdir}: cannot read this run: {reason}") from error
-    return TrainedRun(config, network, variables, score["epoch"])
 
 
 def train_step(
@@ -203,7 +164,7 @@ def predict_step(variables: Mapping, batch: Mapping[str, jax.Array], model: nn.M
         inputs = [to_network_input(name, array) for name, array in stored.items()]
         return model.apply(variables, *inputs, train=False)
 
-    stored = {name: batch[name] for name in model.features}
+    stored = {name: batch[name] for name in model.inputs}
     (size,) = {len(array) for array in stored.values()}
     at_once = math.gcd(size, model.clips_at_once) if model.clips_at_once and on_cpu() else size
     if at_once < size:  # one after another

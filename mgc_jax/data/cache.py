@@ -14,8 +14,8 @@ from importlib.metadata import version
 import numpy as np
 from etils import epath
 
-from mgc_jax.datasets.clips import DTYPES, Clip, iter_clips
-from mgc_jax.features import ClipSettings
+from mgc_jax.data.clips import DTYPES, Clip, iter_clips
+from mgc_jax.data.features import ClipSettings
 
 
 @dataclasses.dataclass(frozen=True)

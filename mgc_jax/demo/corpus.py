@@ -15,7 +15,7 @@ import numpy as np
 import soundfile
 
 from mgc_jax import console
-from mgc_jax.datasets.synth import GENRES, SAMPLE_RATE, synthesize_track
+from mgc_jax.demo.synth import GENRES, SAMPLE_RATE, synthesize_track
 from mgc_jax.files import replacing
 
 _Row = tuple[int, str, str, int]  # track id, genre, split, own seed

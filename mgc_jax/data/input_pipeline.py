@@ -26,10 +26,10 @@ import tensorflow_datasets as tfds
 from etils import epath
 from ml_collections import ConfigDict
 
-from mgc_jax import parallel, shards
-from mgc_jax.datasets import VERSION
+from mgc_jax import parallel
+from mgc_jax.data import VERSION, shards
+from mgc_jax.data.features import ClipSettings
 from mgc_jax.errors import InputError
-from mgc_jax.features import ClipSettings
 
 # JAX on a CPU takes memory as it is, without a copy, from such addresses on.
 _ALIGNMENT = 64

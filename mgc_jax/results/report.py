@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mgc_jax import page, plots
 from mgc_jax.errors import InputError
-from mgc_jax.evaluate import read_predictions
 from mgc_jax.files import write_bytes
-from mgc_jax.metrics import CALIBRATION_BINS, Predictions, track_predictions
+from mgc_jax.results import page, plots
+from mgc_jax.results.evaluate import read_predictions
+from mgc_jax.results.metrics import CALIBRATION_BINS, Predictions, track_predictions
 
 # The scores the source project published: FMA small, test split, clip or track level not stated.
 SOURCE_KEYS = ("f1", "accuracy_ovr", "precision", "recall")

@@ -12,7 +12,7 @@ import numpy as np
 
 from mgc_jax.errors import InputError
 from mgc_jax.files import replacing, write_text
-from mgc_jax.metrics import (
+from mgc_jax.results.metrics import (
     Predictions,
     bootstrap,
     classification_metrics,
@@ -21,7 +21,7 @@ from mgc_jax.metrics import (
 )
 
 if TYPE_CHECKING:
-    from mgc_jax.input_pipeline import Split
+    from mgc_jax.data.input_pipeline import Split
 
 _COLUMNS = ["track_id", "clip", "label", "prediction"]
 

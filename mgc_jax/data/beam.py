@@ -12,7 +12,7 @@ import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from etils import epath
 
-from mgc_jax.datasets.tracks import Track
+from mgc_jax.data.tracks import Track
 from mgc_jax.errors import InputError
 
 _SKIPPED = "skipped"

@@ -13,7 +13,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from mgc_jax import console
-from mgc_jax.audio import EXTENSIONS
+from mgc_jax.data.audio import EXTENSIONS
 from mgc_jax.errors import InputError
 
 SKIPPED_FILE, TRACKS_FILE = "skipped.csv", "tracks.csv"
@@ -84,14 +84,14 @@ def list_tracks(
     if splits_csv or group_by != "file":
         raise InputError(f"--splits_csv and --group_by are for audio_folder; {name} has its splits")
     if name == "demo" and not audio_dir:
-        from mgc_jax.datasets import demo
+        from mgc_jax.demo import corpus
 
         made = f"{config.demo.tracks}_tracks_seed_{config.demo.seed}"
         root = epath.Path(config.data_dir) / "demo_audio" / made
-        demo.write_corpus(root, tracks=config.demo.tracks, seed=config.demo.seed, workers=workers)
+        corpus.write_corpus(root, tracks=config.demo.tracks, seed=config.demo.seed, workers=workers)
         audio_dir = root / "fma_small"
     if not audio_dir and download:
-        from mgc_jax.datasets.download import fetch
+        from mgc_jax.data.download import fetch
 
         downloads = epath.Path(config.data_dir) / "downloads"
         metadata_dir = metadata_dir or fetch("fma_metadata", downloads)
@@ -309,7 +309,9 @@ def _warn_of_gaps(tracks: Sequence[Track]) -> None:
     for split in SPLITS:
         missing = [genre for genre in genres_of(tracks) if (genre, split) not in present]
         if missing:
-            console.log.warning("no %s track of %s: --splits_csv can choose", split, ", ".join(missing))
+            console.log.warning(
+                "no %s track of %s: --splits_csv can choose", split, ", ".join(missing)
+            )
 
 
 def _read_columns(table: epath.Path) -> list[tuple[int, tuple[str, ...]]]:

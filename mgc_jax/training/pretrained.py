@@ -111,9 +111,9 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
 
 def _read_run(workdir: Path, model_name: str) -> dict[str, np.ndarray]:
     """The best checkpoint of a run as a state dict, so that one code checks both sources."""
-    from mgc_jax import train  # which imports this module
+    from mgc_jax.training.network import load_run
 
-    run = train.load_run(workdir)
+    run = load_run(workdir)
     stored = run.config.model
     if stored != model_name and (stored, model_name) != ("densenet", "fusionnet"):
         raise InputError(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 from etils import epath
 
-from mgc_jax import audio, features
+from mgc_jax.data import audio, features
 
 Clip = dict[str, np.ndarray]
 DTYPES = {"mel": np.uint8, "waveform": np.int16}

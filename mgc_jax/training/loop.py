@@ -16,17 +16,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mgc_jax import cli, console, parallel
-from mgc_jax.augment import Augmenter
-from mgc_jax.checkpoints import Checkpoints
 from mgc_jax.errors import InputError, Interrupted
-from mgc_jax.evaluate import predict_split
 from mgc_jax.files import write_text
-from mgc_jax.metrics import classification_metrics
-from mgc_jax.network import Network
-from mgc_jax.optimizer import learning_rate_schedule, learning_rates
-from mgc_jax.pretrained import load_weights
-from mgc_jax.run_log import ProgressLine, RunLog, announce_epoch
-from mgc_jax.train import (
+from mgc_jax.results.evaluate import predict_split
+from mgc_jax.results.metrics import classification_metrics
+from mgc_jax.training.augment import Augmenter
+from mgc_jax.training.checkpoints import Checkpoints
+from mgc_jax.training.network import Network
+from mgc_jax.training.optimizer import learning_rate_schedule, learning_rates
+from mgc_jax.training.pretrained import load_weights
+from mgc_jax.training.run_log import ProgressLine, RunLog, announce_epoch
+from mgc_jax.training.step import (
     class_weights,
     compile_predict_step,
     create_train_state,
@@ -34,7 +34,7 @@ from mgc_jax.train import (
 )
 
 if TYPE_CHECKING:
-    from mgc_jax.input_pipeline import ClipDataset
+    from mgc_jax.data.input_pipeline import ClipDataset
 
 # Of each step, logged.
 _METRICS = ("loss", "top1", "grad_norm")
@@ -80,9 +80,7 @@ def load_progress(workdir: Path) -> Progress:
     return Progress(**json.loads(parallel.share_text(json.dumps(found or {}))))
 
 
-def train(
-    config: ConfigDict, workdir: Path, dataset: "ClipDataset", network: Network
-) -> Progress:
+def train(config: ConfigDict, workdir: Path, dataset: "ClipDataset", network: Network) -> Progress:
     """Trains or goes on training, up to `config.num_epochs`.
 
     `checkpoints/last` is what a restart goes on from, saved every `checkpoint_every_minutes` and
@@ -148,7 +146,7 @@ class _Training:
         config, progress = self.config, self.progress
         labels, classes = self.split.labels["label"], len(self.dataset.genres)
         weights = class_weights(labels, classes) if config.balance_classes else None
-        augment, features = Augmenter(config), self.model.features
+        augment, features = Augmenter(config), self.model.inputs
 
         def step(state, batch):
             request = jax.lax.pmax(batch["request"].max(), parallel.AXIS)

@@ -17,8 +17,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mgc_jax import parallel
+from mgc_jax.data.features import ClipSettings, mel_edges, mel_filterbank, mel_to_db
 from mgc_jax.errors import InputError
-from mgc_jax.features import ClipSettings, mel_edges, mel_filterbank, mel_to_db
 
 # How far the phase of a bin is from the next one's in music seen through a Hann window, to add
 # noise with the right spread: a steady tone would have pi, bins without relation pi / 2.

@@ -12,16 +12,19 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from mgc_jax import console, features, loop, models, parallel, report, train
-from mgc_jax.augment import augmented_forms
-from mgc_jax.datasets import builders
+from mgc_jax import console, models, parallel
+from mgc_jax.data import builders, features
+from mgc_jax.data.input_pipeline import ClipDataset, Split, dataset_path, open_dataset
 from mgc_jax.errors import InputError
-from mgc_jax.evaluate import predict_split, write_evaluation
 from mgc_jax.files import write_text
-from mgc_jax.input_pipeline import ClipDataset, Split, dataset_path, open_dataset
-from mgc_jax.metrics import Predictions
-from mgc_jax.network import Network
-from mgc_jax.run_log import total_seconds, write_images
+from mgc_jax.results import report
+from mgc_jax.results.evaluate import predict_split, write_evaluation
+from mgc_jax.results.metrics import Predictions
+from mgc_jax.training import loop
+from mgc_jax.training.augment import augmented_forms
+from mgc_jax.training.network import Network, load_run
+from mgc_jax.training.run_log import total_seconds, write_images
+from mgc_jax.training.step import compile_predict_step
 
 # What may change between two starts of a run.
 _MAY_DIFFER = {"data_dir", "checkpoint_every_minutes", "profile", "skip_nonfinite"}
@@ -38,7 +41,7 @@ _PACKAGES = (
 )
 
 
-def run(config: ConfigDict, workdir: Path, *, training: bool, command: str) -> None:
+def train_and_evaluate(config: ConfigDict, workdir: Path, *, training: bool, command: str) -> None:
     """Trains (or goes on), evaluates the best epoch on `test` and writes the report.
 
     Args:
@@ -50,7 +53,7 @@ def run(config: ConfigDict, workdir: Path, *, training: bool, command: str) -> N
     Raises:
         InputError: another config's workdir, no data, no checkpoint, ...
     """
-    feature_names = models.features_of(config.model)
+    feature_names = models.inputs_of(config.model)
     parallel.check_batch_size(config.batch_size, config.optimizer.accumulate)
     if parallel.is_main():
         _claim_workdir(workdir, config, new=training)
@@ -158,13 +161,15 @@ def _announce(config: ConfigDict, workdir: Path, dataset: ClipDataset, network: 
     console.log.info("devices   %s", parallel.describe_devices())
     console.log.info("network   %s, %s parameters", config.model, f"{network.parameters:,}")
     console.log.info("data      %s: clips %s; %d genres", dataset.path, sizes, len(dataset.genres))
-    console.log.info("writes to %s: checkpoints/, metrics.jsonl, TensorBoard events, report/", workdir)
+    console.log.info(
+        "writes to %s: checkpoints/, metrics.jsonl, TensorBoard events, report/", workdir
+    )
 
 
 def _flops_per_clip(network: Network) -> float | None:
     """XLA's count for the forward and backward pass of one clip, where the platform counts."""
     model, variables = network.module.clone(axis_name=None), network.shapes
-    shapes = [network.settings.shape(name) for name in model.features]
+    shapes = [network.settings.shape(name) for name in model.inputs]
     inputs = [jax.ShapeDtypeStruct((1, *shape), np.float32) for shape in shapes]
 
     def loss(params, variables, *inputs):
@@ -182,9 +187,9 @@ def _evaluate(
     """The best checkpoint's predictions of the test split, and its epoch."""
     variables, epoch = network.init(), 0
     if parallel.is_main():
-        *_, variables, epoch = train.load_run(workdir)
+        *_, variables, epoch = load_run(workdir)
     variables = parallel.replicate(parallel.share_arrays(variables))
-    predict_fn = train.compile_predict_step(network.module)
+    predict_fn = compile_predict_step(network.module)
     return predict_split(predict_fn, variables, test, batch_size), epoch
 
 
@@ -213,7 +218,7 @@ def _describe_data(config: ConfigDict, dataset: ClipDataset) -> dict:
         rows = list(csv.DictReader(file))
     return {
         "dataset": config.dataset,
-        "features": " and ".join(models.features_of(config.model)),
+        "features": " and ".join(models.inputs_of(config.model)),
         "splits": splits,
         "tracks_listed": dataset.metadata["tracks_listed"],
         "tracks_used": sum(split["tracks"] for split in splits.values()),

@@ -21,10 +21,11 @@ from etils import epath
 from ml_collections import ConfigDict
 from tensorflow_datasets.core import writer
 
-from mgc_jax import console, datasets
-from mgc_jax.datasets.cache import ClipCache
-from mgc_jax.datasets.clips import DTYPES, Clip, deviation_from_librosa, iter_clips
-from mgc_jax.datasets.tracks import (
+from mgc_jax import console, data
+from mgc_jax.data.cache import ClipCache
+from mgc_jax.data.clips import DTYPES, Clip, deviation_from_librosa, iter_clips
+from mgc_jax.data.features import ClipSettings
+from mgc_jax.data.tracks import (
     SKIPPED_FILE,
     SPLITS,
     Listing,
@@ -35,9 +36,8 @@ from mgc_jax.datasets.tracks import (
     list_tracks,
     write_lists,
 )
-from mgc_jax.datasets.workers import run_all
+from mgc_jax.data.workers import run_all
 from mgc_jax.errors import InputError
-from mgc_jax.features import ClipSettings
 
 Example = tuple[str, dict]
 _MAX_MEL_DEVIATION_DB = 0.01
@@ -58,7 +58,7 @@ class _ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         **kwargs: as for any TFDS builder.
     """
 
-    VERSION = tfds.core.Version(datasets.VERSION)
+    VERSION = tfds.core.Version(data.VERSION)
     BUILDER_CONFIGS = [
         tfds.core.BuilderConfig(name="mel", description="Log-mel pictures."),
         tfds.core.BuilderConfig(name="waveform", description="Waveforms."),
@@ -121,7 +121,7 @@ class _ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _split_generators(self, dl_manager) -> dict:
         del dl_manager  # audio comes from the folders given
         if self._beam:
-            from mgc_jax.datasets.beam import ExtractTracks
+            from mgc_jax.data.beam import ExtractTracks
 
             return {
                 split: ExtractTracks(tracks, self._examples_of, self._skipped_by_beam(split))
@@ -144,7 +144,7 @@ class _ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """Writes the lists, and completes the metadata, which TFDS then writes last of all."""
         used, skipped = dict(self._tracks), list(self._skipped)
         if self._beam:
-            from mgc_jax.datasets.beam import read_skipped
+            from mgc_jax.data.beam import read_skipped
 
             for split, tracks in self._tracks.items():
                 file = self._skipped_by_beam(split)
@@ -256,7 +256,7 @@ def prepare(
     tfds.disable_progress_bar()  # ours counts tracks
     names = tuple(feature_names)
     folder = epath.Path(config.data_dir) / config.dataset / "_".join(names)
-    target = folder / datasets.VERSION
+    target = folder / data.VERSION
     try:
         with _locked(folder):
             for leftover in folder.glob("incomplete.*"):
@@ -289,7 +289,7 @@ def _write(
     download_config = None
     if beam_runner:
         try:
-            from mgc_jax.datasets.beam import make_runner
+            from mgc_jax.data.beam import make_runner
         except ImportError as error:
             raise InputError(f"--beam_runner needs the extra beam: {error}") from None
         runner, options = make_runner(beam_runner, beam_options)
