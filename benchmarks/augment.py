@@ -27,8 +27,8 @@ import numpy as np
 from absl import flags
 
 from mgc_jax import cli, parallel
-from mgc_jax.data.features import ClipSettings
 from mgc_jax.training.augment import Augmenter
+from mgc_jax.training.network import Network
 from mgc_jax.training.step import create_train_state, train_step
 
 _NETWORKS = flags.DEFINE_list("networks", ["densenet"], "Names of networks.")
@@ -43,22 +43,22 @@ def main(argv: list[str]) -> None:
 
 def _measure(name: str) -> dict:
     config = importlib.import_module(f"mgc_jax.configs.{name}").get_config()
-    model = make_model(config, num_classes=8)
-    clips, rng = ClipSettings.from_config(config), np.random.default_rng(0)
-    ranges = {"mel": (0, 256, np.uint8), "waveform": (-32768, 32768, np.int16)}
+    network = Network.from_config(config, list("abcdefgh"))
+    rng = np.random.default_rng(0)
     batch = {"label": rng.integers(0, 8, _BATCH.value, np.int32)}
-    for feature in model.inputs:
-        low, high, dtype = ranges[feature]
-        batch[feature] = rng.integers(low, high, (_BATCH.value, *clips.shape(feature)), dtype)
+    for feature in network.features:
+        info = np.iinfo(feature.dtype)
+        shape = (_BATCH.value, *feature.shape)
+        batch[feature.name] = rng.integers(info.min, info.max, shape, feature.dtype, endpoint=True)
     batch = jax.device_put(batch)
 
     def compiled(augment: Augmenter | None):
         return parallel.data_parallel(
-            lambda state, batch: train_step(state, batch, model.inputs, config, augment)
+            lambda state, batch: train_step(state, batch, network, augment)
         )
 
-    state = create_train_state(config, model)
-    steps = [compiled(None), compiled(Augmenter(config))]
+    state = create_train_state(network)
+    steps = [compiled(None), compiled(Augmenter(config, network.features))]
     for step in steps:
         _seconds(step, state, batch)
     rounds = [[_seconds(step, state, batch) for step in steps] for _ in range(_REPETITIONS.value)]

@@ -27,7 +27,6 @@ of the time that the loop spends in getting batches.
 import collections
 import concurrent.futures
 import contextlib
-import dataclasses
 import importlib.util
 import itertools
 import json
@@ -53,9 +52,11 @@ from ml_collections import ConfigDict
 from benchmarks import torch_loaders
 from mgc_jax import cli, console, parallel
 from mgc_jax.configs import default
-from mgc_jax.data.features import ClipSettings
-from mgc_jax.data.input_pipeline import dataset_path, open_dataset
+from mgc_jax.data.features import make_features, settings_of
+from mgc_jax.data.input_pipeline import open_dataset
+from mgc_jax.data.shards import dataset_path
 from mgc_jax.training.augment import Augmenter
+from mgc_jax.training.network import Network
 from mgc_jax.training.step import create_train_state, train_step
 
 _CONFIG = cli.define_config()
@@ -96,8 +97,7 @@ def measure_rates(config: ConfigDict, folder: Path) -> dict:
 
 def _compare(config, folder: Path, names: tuple[str, ...], clips: dict, torch_process) -> dict:
     write_tfds(config, folder, names, clips)
-    settings = ClipSettings.from_config(config)
-    shapes = {name: settings.shape(name) for name in names}
+    shapes = {feature.name: feature.shape for feature in make_features(names, config)}
     batches = {
         "ours": open_dataset(config, names).splits["train"].train_batches(_BATCH, seed=0),
         "plain": plain_batches(config, names),
@@ -139,12 +139,13 @@ def _compare(config, folder: Path, names: tuple[str, ...], clips: dict, torch_pr
 
 def make_clips(config: ConfigDict, folder: Path) -> dict[str, np.ndarray]:
     """Random clips, `[clips, ...]` of each feature; also stored as PyTorch's loaders read them."""
-    settings, rng, clips = ClipSettings.from_config(config), np.random.default_rng(0), {}
+    rng = np.random.default_rng(0)
+    clips = {}
     folder.mkdir(parents=True, exist_ok=True)
-    for name, dtype in _FEATURES.items():
-        info = np.iinfo(dtype)
-        shape = (_CLIPS.value, *settings.shape(name))
-        clips[name] = rng.integers(info.min, info.max, shape, dtype, endpoint=True)
+    for feature in make_features(_FEATURES, config):
+        info = np.iinfo(feature.dtype)
+        shape = (_CLIPS.value, *feature.shape)
+        clips[feature.name] = rng.integers(info.min, info.max, shape, feature.dtype, endpoint=True)
     if importlib.util.find_spec("torch"):
         torch_loaders.write(folder, clips)
     return clips
@@ -153,12 +154,12 @@ def make_clips(config: ConfigDict, folder: Path) -> dict[str, np.ndarray]:
 def write_tfds(config: ConfigDict, folder: Path, names: tuple[str, ...], clips: dict) -> None:
     """Writes clips as our builders do, and points the config at them."""
     config.data_dir, config.dataset = str(folder), "benchmark"
-    settings = ClipSettings.from_config(config)
+    stored = make_features(names, config)
     features = {
-        name: tfds.features.Tensor(
-            shape=settings.shape(name), dtype=_FEATURES[name], encoding="bytes"
+        feature.name: tfds.features.Tensor(
+            shape=feature.shape, dtype=feature.dtype, encoding="bytes"
         )
-        for name in names
+        for feature in stored
     }
     genres = tfds.features.ClassLabel(num_classes=_CLASSES)
     examples = (
@@ -178,7 +179,7 @@ def write_tfds(config: ConfigDict, folder: Path, names: tuple[str, ...], clips: 
                 ),
                 split_datasets={"train": examples},
             )
-        metadata = {"settings": dataclasses.asdict(settings)}
+        metadata = {"settings": settings_of(stored)}
         (path / "metadata.json").write_text(json.dumps(metadata))
 
 
@@ -263,9 +264,10 @@ def _rate(batches: Iterator) -> float:
 
 
 def measure_waiting(config: ConfigDict, folder: Path) -> dict:
-    model = make_model(config, _CLASSES)
-    write_tfds(config, folder, model.inputs, make_clips(config, folder))
-    split = open_dataset(config, model.inputs).splits["train"]
+    network = Network.from_config(config, [str(number) for number in range(_CLASSES)])
+    names = network.module.inputs
+    write_tfds(config, folder, names, make_clips(config, folder))
+    split = open_dataset(config, names).splits["train"]
     batches = split.train_batches(_BATCH, seed=0)
     for _ in range(split.steps_per_epoch(_BATCH)):
         next(batches)
@@ -274,7 +276,7 @@ def measure_waiting(config: ConfigDict, folder: Path) -> dict:
         share = _share_of_posed_step(batches, milliseconds / 1000)
         needed = _BATCH * 1000 / milliseconds
         results["posed"][f"{milliseconds} ms"] = {"needed": needed, "waiting": _rounded(share)}
-    seconds, share = _share_of_real_step(config, model, split)
+    seconds, share = _share_of_real_step(network, split)
     results["real"] = {"step_s": _rounded(seconds), "waiting": _rounded(share)}
     return results
 
@@ -293,12 +295,13 @@ def _share_of_posed_step(batches: Iterator, seconds: float) -> float:
     return idle / (ends[-1] - began)
 
 
-def _share_of_real_step(config: ConfigDict, model, split) -> tuple[float, float]:
+def _share_of_real_step(network: Network, split) -> tuple[float, float]:
     """Seconds a step of training, and the share of them spent in getting the batch."""
-    state = create_train_state(config, model)
-    augment = Augmenter(config)
+    config = network.config
+    state = create_train_state(network)
+    augment = Augmenter(config, network.features)
     step = parallel.data_parallel(
-        lambda state, batch: train_step(state, batch, model.inputs, config, augment),
+        lambda state, batch: train_step(state, batch, network, augment),
         donate=True,
     )
     batches = split.train_batches(config.batch_size, config.seed)

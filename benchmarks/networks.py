@@ -63,9 +63,9 @@ import numpy as np
 from absl import flags
 
 from mgc_jax import cli, console, parallel
-from mgc_jax.data.features import ClipSettings
 from mgc_jax.errors import InputError
 from mgc_jax.models import MODELS, count_parameters
+from mgc_jax.training.network import Network
 from mgc_jax.training.step import compile_predict_step, create_train_state, predict_step, train_step
 
 _NETWORKS = flags.DEFINE_list("networks", sorted(MODELS), "Names of networks.")
@@ -128,11 +128,10 @@ class Ours:
     """One of our networks with its training state."""
 
     def __init__(self, name: str, dtype: str):
-        self.config = importlib.import_module(f"mgc_jax.configs.{name}").get_config()
-        self.config.dtype = dtype
-        self.settings = ClipSettings.from_config(self.config)
-        self.model = make_model(self.config, _CLASSES)
-        self._state = create_train_state(self.config, self.model)
+        config = importlib.import_module(f"mgc_jax.configs.{name}").get_config()
+        config.dtype = dtype
+        self.network = Network.from_config(config, [str(i) for i in range(_CLASSES)])
+        self._state = create_train_state(self.network)
 
     @property
     def parameters(self) -> int:
@@ -141,16 +140,18 @@ class Ours:
     def random_batch(self, size: int) -> dict[str, np.ndarray]:
         """Clips as the input pipeline gives them."""
         rng = np.random.default_rng(0)
-        ranges = {"mel": (0, 256, np.uint8), "waveform": (-32768, 32768, np.int16)}
         batch = {"label": rng.integers(0, _CLASSES, size, np.int32)}
-        for feature in self.model.inputs:
-            low, high, dtype = ranges[feature]
-            batch[feature] = rng.integers(low, high, (size, *self.settings.shape(feature)), dtype)
+        for feature in self.network.features:
+            info = np.iinfo(feature.dtype)
+            shape = (size, *feature.shape)
+            batch[feature.name] = rng.integers(
+                info.min, info.max, shape, feature.dtype, endpoint=True
+            )
         return batch
 
     def train_step(self, batch: Mapping[str, np.ndarray]) -> Step:
         def function(state, batch):
-            return train_step(state, batch, self.model.inputs, self.config)
+            return train_step(state, batch, self.network)
 
         compiled = parallel.data_parallel(function, donate=True)
         on_device = jax.device_put(batch)
@@ -164,9 +165,9 @@ class Ours:
 
     def predict_step(self, batch: Mapping[str, np.ndarray]) -> Step:
         def function(variables, batch):
-            return predict_step(variables, batch, self.model)
+            return predict_step(variables, batch, self.network)
 
-        compiled = compile_predict_step(self.model)
+        compiled = compile_predict_step(self.network)
         on_device, variables = jax.device_put(batch), self._state.variables
 
         def run(steps: int) -> None:
@@ -187,8 +188,8 @@ class Rival:
         settings = {
             "mels": ours.settings.n_mels,
             "classes": _CLASSES,
-            "learning_rate": ours.config.learning_rate,
-            "weight_decay": ours.config.weight_decay,
+            "learning_rate": ours.network.config.learning_rate,
+            "weight_decay": ours.network.config.weight_decay,
             "bfloat16": _DTYPE.value == "bfloat16",
             "cuda": jax.default_backend() == "gpu",
             "threads": _cores(),
@@ -272,7 +273,7 @@ def _measure_training(name: str, ours: Ours, rival: Rival | None, machine: Machi
 
 def _measure_inference(name: str, ours: Ours, rival: Rival | None, machine: Machine) -> dict:
     entries = []
-    for size in _integers(_INFERENCE_BATCH) or [ours.config.batch_size, 1]:
+    for size in _integers(_INFERENCE_BATCH) or [ours.network.config.batch_size, 1]:
         batch = ours.random_batch(size)
         step = ours.predict_step(batch)
         entry = _measure(step, rival and rival.choose("predict_step", batch), size, machine)

@@ -33,10 +33,9 @@ from absl import flags
 
 from mgc_jax import cli
 from mgc_jax.configs import baseline_a_2d
-from mgc_jax.data.features import ClipSettings
 from mgc_jax.demo.synth import GENRES, SAMPLE_RATE, synthesize_track
 from mgc_jax.predictor import Predictor
-from mgc_jax.training.network import TrainedRun
+from mgc_jax.training.network import Network, TrainedRun
 
 _FILES = flags.DEFINE_integer("files", 64, "MP3s a repetition.", 1)
 _REPETITIONS = flags.DEFINE_integer("repetitions", 3, "Repetitions to take medians of.", 1)
@@ -76,9 +75,8 @@ def write_songs(folder: Path, count: int) -> list[str]:
 
 def untrained_run() -> TrainedRun:
     config = baseline_a_2d.get_config()
-    settings, model = ClipSettings.from_config(config), make_model(config, len(GENRES))
-    variables = init_variables(model, settings, seed=0)
-    return TrainedRun(config, list(GENRES), settings, model, variables, epoch=0)
+    network = Network.from_config(config, GENRES)
+    return TrainedRun(network, network.init(), epoch=0)
 
 
 def decode(path: str) -> None:

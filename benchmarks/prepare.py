@@ -41,14 +41,14 @@ from absl import flags
 
 from mgc_jax import cli
 from mgc_jax.configs import default
-from mgc_jax.data.clips import extract_clips
-from mgc_jax.data.features import ClipSettings
+from mgc_jax.data.clips import iter_clips
+from mgc_jax.data.features import make_features
 from mgc_jax.demo.synth import GENRES, SAMPLE_RATE, synthesize_track
 
 _TRACKS = flags.DEFINE_integer("tracks", 16, "MP3s a repetition, an even number.", 2)
 _REPETITIONS = flags.DEFINE_integer("repetitions", 5, "Repetitions to take medians of.", 1)
 
-_SETTINGS = ClipSettings.from_config(default.get_config())
+_STORED = make_features(("mel", "waveform"), default.get_config())
 # Tracks that are prepared (of large and full, those with a top genre) and their mean length in s.
 _FMA = {
     "fma_small": (8_000, 30),
@@ -59,20 +59,22 @@ _FMA = {
 
 
 def ours(path: str) -> None:
-    extract_clips(path, _SETTINGS, ("mel", "waveform"))
+    list(iter_clips(path, _STORED))
 
 
 def plain(path: str) -> None:
     import librosa
 
-    s = _SETTINGS
-    waveform, _ = librosa.load(path, sr=s.sample_rate)
-    count = len(waveform) // s.clip_samples
-    for clip in waveform[: count * s.clip_samples].reshape(count, s.clip_samples):
+    mel = _STORED[0]
+    rate = mel.audio.sample_rate
+    samples = mel.audio.clip_samples
+    waveform, _ = librosa.load(path, sr=rate)
+    count = len(waveform) // samples
+    for clip in waveform[: count * samples].reshape(count, samples):
         power = librosa.feature.melspectrogram(
-            y=clip, sr=s.sample_rate, n_fft=s.n_fft, hop_length=s.hop_length, n_mels=s.n_mels
+            y=clip, sr=rate, n_fft=mel.n_fft, hop_length=mel.hop_length, n_mels=mel.n_mels
         )
-        librosa.power_to_db(power, ref=np.max, top_db=s.top_db)
+        librosa.power_to_db(power, ref=np.max, top_db=mel.top_db)
 
 
 def decode(path: str) -> None:
@@ -101,7 +103,7 @@ def main(argv: list[str]) -> None:
                     rate = len(paths) / (time.perf_counter() - start)
                     if repetition >= 0:
                         rates[name][way].append(rate)
-        clip = extract_clips(paths[0], _SETTINGS, ("mel", "waveform"))[0]
+        clip = next(iter_clips(paths[0], _STORED))
         clip_bytes = sum(array.nbytes for array in clip.values())
     print(json.dumps(_summary(rates, clip_bytes), indent=1))
 

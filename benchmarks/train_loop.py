@@ -34,9 +34,9 @@ from absl import flags
 
 from mgc_jax import cli, console, parallel
 from mgc_jax.configs import default
-from mgc_jax.data.features import ClipSettings
 from mgc_jax.data.input_pipeline import ClipDataset
 from mgc_jax.training import loop
+from mgc_jax.training.network import Network
 from mgc_jax.training.step import create_train_state, train_step
 
 _BATCH = flags.DEFINE_integer("batch", 4, "Clips a step.", 1)
@@ -76,14 +76,14 @@ def main(argv: list[str]) -> None:
     # The first epoch compiles.
     config.update(model=_MODEL.value, batch_size=_BATCH.value, num_epochs=_REPETITIONS.value + 1)
     rng = np.random.default_rng(0)
-    shape = (_BATCH.value, *ClipSettings.from_config(config).shape("mel"))
+    network = Network.from_config(config, [str(i) for i in range(8)])
+    (mel,) = network.features
     batch = {
-        "mel": rng.integers(0, 256, shape, np.uint8),
+        mel.name: rng.integers(0, 256, (_BATCH.value, *mel.shape), np.uint8),
         "label": rng.integers(0, 8, _BATCH.value).astype(np.int32),
     }
-    model = make_model(config, 8)
-    state = create_train_state(config, model)
-    step = parallel.data_parallel(lambda s, b: train_step(s, b, model.inputs, config), donate=True)
+    state = create_train_state(network)
+    step = parallel.data_parallel(lambda s, b: train_step(s, b, network), donate=True)
     state, _ = step(state, batch)
     bare = []
 
@@ -97,9 +97,9 @@ def main(argv: list[str]) -> None:
 
     split = SameBatch(batch, bare_turn)
     splits = {"train": split, "validation": split}
-    dataset = ClipDataset(Path(), [str(i) for i in range(8)], splits, {})
+    dataset = ClipDataset(Path(), list(network.genres), splits, {})
     with tempfile.TemporaryDirectory() as workdir:
-        loop.train(config, Path(workdir), dataset)
+        loop.train(network, Path(workdir), dataset)
         lines = map(json.loads, (Path(workdir) / "metrics.jsonl").read_text().splitlines())
         looped = [line["seconds"] for line in lines if line["kind"] == "train"]
     overheads = [a / b - 1 for a, b in zip(looped[1:], bare[1:], strict=True)]

@@ -4,7 +4,6 @@ import itertools
 import logging
 import os
 import re
-import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -65,27 +64,6 @@ def exit_codes() -> Iterator[None]:
             "error: no space is left on the disk: make room, and the same command goes on from "
             "what is saved"
         )
-
-
-@contextmanager
-def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Within, SIGTERM and SIGINT are only noted, for the block to obey; a second one acts at once.
-
-    Yields:
-        A function that says whether one came.
-    """
-    came = []
-
-    def note(number, _):
-        came.append(number)
-        signal.signal(number, before[number])
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda: bool(came)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def reject_arguments(argv: list[str]) -> None:

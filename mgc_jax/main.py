@@ -50,6 +50,8 @@ def main(argv: list[str]) -> None:
         if not parallel.is_main():
             console.log.setLevel("WARNING")
 
+    from mgc_jax.training.train import train_and_evaluate
+
     config = _CONFIG.value
     workdir = Path(_WORKDIR.value or os.path.join("runs", _run_name())).absolute()
     command = shlex.join(["python", "-m", "mgc_jax.main", *sys.argv[1:]])

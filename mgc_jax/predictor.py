@@ -27,9 +27,9 @@ import soxr
 from mgc_jax import parallel
 from mgc_jax.data import audio
 from mgc_jax.data.clips import clip_features
-from mgc_jax.data.features import mel_to_db, to_network_input
+from mgc_jax.data.features import Mel
 from mgc_jax.errors import InputError
-from mgc_jax.results.metrics import Predictions, track_predictions
+from mgc_jax.results.metrics import mean_log_probs
 from mgc_jax.training.network import TrainedRun, load_run
 from mgc_jax.training.step import compile_predict_step
 
@@ -69,6 +69,7 @@ class Prediction:
         clip_seconds: length of a clip, in s.
         spectrogram: `[frames, mels] float32`, dB below each clip's maximum, over the whole source
             (of long ones with frames left out); None unless asked for.
+        mel: the log-mel that the spectrogram is of; None unless asked for.
     """
 
     source: str
@@ -78,6 +79,7 @@ class Prediction:
     timeline: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.float32))
     clip_seconds: float = 0.0
     spectrogram: np.ndarray | None = None
+    mel: Mel | None = None
 
     @property
     def genre(self) -> str | None:
@@ -115,10 +117,15 @@ class Predictor:
 
     def __init__(self, run: TrainedRun, batch_size: int = 8):
         """Puts a run's network on all devices; arguments as for `load`."""
-        self.genres = tuple(run.network.genres)
-        self._settings, self._features = run.network.settings, run.network.module.inputs
+        network = run.network
+        self.genres = network.genres
+        self._network = network
+        self._audio = network.features[0].audio
+        # What a spectrogram is drawn of: the network's own picture, where it sees one.
+        mels = [feature for feature in network.features if isinstance(feature, Mel)]
+        self._mel = mels[0] if mels else Mel.from_config(network.config)
         self._variables = parallel.replicate(run.variables)
-        self._predict_step = compile_predict_step(run.network.module)
+        self._predict_step = compile_predict_step(network)
         devices = jax.device_count()
         self._batch_size = math.ceil(batch_size / devices) * devices
 
@@ -149,20 +156,20 @@ class Predictor:
         spectrograms: bool = False,
     ) -> Iterator[Prediction]:
         """As `predict`, one result after the other as soon as it is there."""
-        names = self._features
-        if spectrograms and "mel" not in names:
-            names = (*names, "mel")
-        opened = self._open(sources, sample_rate or self._settings.sample_rate)
+        features = self._network.features
+        if spectrograms and self._mel not in features:
+            features = (*features, self._mel)
+        opened = self._open(sources, sample_rate or self._audio.sample_rate)
         # In float64, so that an exported network gives the same numbers.
         tracks = (
-            _Track(name, (clip_features(clip, self._settings, names, np.float64) for clip in clips))
+            _Track(name, (clip_features(clip, features, np.float64) for clip in clips))
             for name, clips in opened
         )
         unfinished = collections.deque()  # in the order asked for
         for track, clip, log_probs in self._run_network(_decode(tracks, unfinished)):
             track.log_probs.append(log_probs)
             if spectrograms:
-                track.keep_mel(clip["mel"])
+                track.keep_mel(clip[self._mel.name])
             while unfinished and unfinished[0].finished:
                 yield self._result(unfinished.popleft())
         yield from map(self._result, unfinished)
@@ -171,7 +178,7 @@ class Predictor:
         self, sources: Source | Iterable[Source], rate: int
     ) -> Iterator[tuple[str, Iterator[np.ndarray]]]:
         """Names of sources, and their clips; nothing is read yet."""
-        settings = self._settings.sample_rate, self._settings.clip_samples
+        settings = self._audio.sample_rate, self._audio.clip_samples
         arrays = itertools.count()
         for source in [sources] if isinstance(sources, Source) else sources:
             if isinstance(source, np.ndarray):
@@ -190,7 +197,10 @@ class Predictor:
         running = collections.deque()
         while batch := list(itertools.islice(clips, self._batch_size)):
             filled = batch + batch[-1:] * (self._batch_size - len(batch))
-            stored = {name: np.stack([clip[name] for _, clip in filled]) for name in self._features}
+            stored = {
+                name: np.stack([clip[name] for _, clip in filled])
+                for name in self._network.module.inputs
+            }
             running.append((batch, self._predict_step(self._variables, stored)))
             if len(running) > 1:
                 yield from _fetch(*running.popleft())
@@ -198,22 +208,23 @@ class Predictor:
             yield from _fetch(*step)
 
     def _result(self, track: _Track) -> Prediction:
+        """What is said of a track whose clips have all been through the network."""
         if track.error is not None:
             return Prediction(track.name, track.error)
         log_probs = np.stack(track.log_probs)
-        one, clip = np.zeros(len(log_probs), int), np.arange(len(log_probs))
-        mean = track_predictions(Predictions(one, clip, one, log_probs)).log_probs[0]
+        mean = mean_log_probs(log_probs, np.zeros(len(log_probs)))[1][0]
         spectrogram = None
         if track.mels:
-            mel = to_network_input("mel", np.concatenate(track.mels))
-            spectrogram = mel_to_db(mel, self._settings.top_db)
+            seen = self._mel.network_input(np.concatenate(track.mels))
+            spectrogram = self._mel.decode(seen)
         return Prediction(
             track.name,
             ranking={self.genres[i]: float(np.exp(mean[i])) for i in np.argsort(-mean)},
             genres=self.genres,
             timeline=np.exp(log_probs),
-            clip_seconds=self._settings.clip_seconds,
+            clip_seconds=self._audio.clip_seconds,
             spectrogram=spectrogram,
+            mel=self._mel if track.mels else None,
         )
 
 

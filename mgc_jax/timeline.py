@@ -15,14 +15,9 @@ def plot_timeline(result: "Prediction") -> Figure:
     seconds = len(result.timeline) * result.clip_seconds
     figure = Figure(figsize=(10, 5), layout="constrained", dpi=100)
     picture, shares = figure.subplots(2, 1, sharex=True)
-    picture.imshow(
-        result.spectrogram.T,
-        origin="lower",
-        aspect="auto",
-        extent=(0, seconds, 0, result.spectrogram.shape[1]),
-        cmap="magma",
-    )
-    picture.set(title=f"{result.genre} {result.ranking[result.genre]:.0%}", ylabel="Mel band")
+    result.mel.plot(picture, result.spectrogram, seconds)
+    title = f"{result.genre} {result.ranking[result.genre]:.0%}"
+    picture.set_title(title, parse_math=False)
     # Each clip's probabilities hold until the next one starts; likeliest genres at the bottom.
     starts = np.arange(len(result.timeline) + 1) * result.clip_seconds
     rows = np.concatenate([result.timeline, result.timeline[-1:]])

@@ -73,6 +73,7 @@ def _train(config, workdir, cache, devices, process, processes, port):
     from mgc_jax import cli, models, parallel
     from mgc_jax.data.input_pipeline import open_dataset
     from mgc_jax.training import loop
+    from mgc_jax.training.network import Network
 
     cli.set_up_logging()
     if processes > 1:
@@ -85,7 +86,7 @@ def _train(config, workdir, cache, devices, process, processes, port):
     try:
         with cli.exit_codes():
             data = open_dataset(config, models.inputs_of(config.model))
-            loop.train(config, Path(workdir), data)
+            loop.train(Network.from_config(config, data.genres), Path(workdir), data)
     finally:
         # As JAX does at exit, which multiprocessing's children pass by: the first process must not
         # take the job's meeting place away before the others have left it.

@@ -10,9 +10,12 @@ import pytest
 import soundfile
 
 from mgc_jax.configs import default
-from mgc_jax.data import builders
+from mgc_jax.data import preparation
 from mgc_jax.data.input_pipeline import open_dataset
 from mgc_jax.demo.corpus import write_corpus
+from mgc_jax.models import inputs_of
+from mgc_jax.training import loop
+from mgc_jax.training.network import Network
 
 ROOT = Path(__file__).parents[1]
 
@@ -31,7 +34,7 @@ def prepared(corpus, tmp_path_factory):
     config = default.get_config()
     config.data_dir = str(tmp_path_factory.mktemp("tfrecords"))
     config.model = "baseline_a_2d"
-    builders.prepare(config, ("mel", "waveform"), audio_dir=corpus / "fma_small", workers=2)
+    preparation.prepare(config, ("mel", "waveform"), audio_dir=corpus / "fma_small", workers=2)
     return config
 
 
@@ -49,6 +52,12 @@ def config(prepared):
 def dataset(prepared):
     """The prepared corpus, opened with both features."""
     return open_dataset(prepared, ("mel", "waveform"))
+
+
+def train(config, workdir: Path) -> loop.Progress:
+    """Trains the network of a config on its records, without a report."""
+    dataset = open_dataset(config, inputs_of(config.model))
+    return loop.train(Network.from_config(config, dataset.genres), workdir, dataset)
 
 
 @pytest.fixture

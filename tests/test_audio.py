@@ -205,9 +205,9 @@ def test_an_hour_takes_no_more_memory_than_a_minute(tmp_path):
 import resource, sys
 from mgc_jax.configs import default
 from mgc_jax.data.clips import iter_clips
-from mgc_jax.data.features import ClipSettings
-settings = ClipSettings.from_config(default.get_config())
-count = sum(1 for _ in iter_clips(sys.argv[1], settings, ("mel", "waveform")))
+from mgc_jax.data.features import make_features
+features = make_features(("mel", "waveform"), default.get_config())
+count = sum(1 for _ in iter_clips(sys.argv[1], features))
 print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
     peaks = []

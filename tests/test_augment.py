@@ -14,15 +14,16 @@ import pytest
 
 from mgc_jax import parallel
 from mgc_jax.configs import default
-from mgc_jax.data import features
+from mgc_jax.data.features import make_features
 from mgc_jax.errors import InputError
 from mgc_jax.models import MODELS
 from mgc_jax.training import augment
 from mgc_jax.training.augment import Augmenter
+from mgc_jax.training.network import Network
 from mgc_jax.training.step import create_train_state, train_step
 
 CONFIG = default.get_config()
-SETTINGS = features.ClipSettings.from_config(CONFIG)
+MEL, WAVEFORM = FEATURES = make_features(("mel", "waveform"), CONFIG)
 ALL_ON = {
     "noise_probability": 0.6,
     "stretch_probability": 0.6,
@@ -42,22 +43,24 @@ def config_with(**strengths):
 
 def librosa_mel(waveform):
     """`[frames, mels]`, dB."""
-    s = SETTINGS
+    s = MEL
     power = librosa.feature.melspectrogram(
-        y=waveform, sr=s.sample_rate, n_fft=s.n_fft, hop_length=s.hop_length, n_mels=s.n_mels
+        y=waveform, sr=s.audio.sample_rate, n_fft=s.n_fft, hop_length=s.hop_length, n_mels=s.n_mels
     )
     return librosa.power_to_db(power[:, : s.frames].T, ref=np.max, top_db=s.top_db)
 
 
 def to_db(x):
-    return features.mel_to_db(np.asarray(x), SETTINGS.top_db)
+    return MEL.decode(np.asarray(x))
 
 
 def augmented(config, batch, step=3):
     """What the augmenter makes of a batch, on all devices."""
 
+    features = [feature for feature in FEATURES if feature.name in batch]
+
     def function(step, batch):
-        found = Augmenter(config)(batch, step)
+        found = Augmenter(config, features)(batch, step)
         return jax.tree.map(lambda x: jax.lax.all_gather(x, parallel.AXIS, tiled=True), found)
 
     found = parallel.data_parallel(function)(jnp.int32(step), batch)
@@ -65,7 +68,7 @@ def augmented(config, batch, step=3):
 
 
 def many_draws(config, count, **unwanted):
-    draw = jax.jit(jax.vmap(lambda key: Augmenter(config).draw(key)._replace(**unwanted)))
+    draw = jax.jit(jax.vmap(lambda key: Augmenter(config, FEATURES).draw(key)._replace(**unwanted)))
     return jax.tree.map(np.asarray, draw(jax.random.split(jax.random.key(0), count)))
 
 
@@ -73,7 +76,7 @@ def many_draws(config, count, **unwanted):
 def batch(dataset):
     """Eight clips of the demo's music, as networks take them."""
     stored = dataset.splits["train"].gather(np.arange(0, 16, 2))
-    inputs = {name: features.to_network_input(name, stored[name]) for name in ("mel", "waveform")}
+    inputs = {feature.name: feature.network_input(stored[feature.name]) for feature in FEATURES}
     return {**inputs, "label": stored["label"]}
 
 
@@ -119,7 +122,7 @@ def test_strengths_are_drawn_as_the_config_says():
 
 def test_no_key_is_used_twice():
     with jax.debug_key_reuse(True):
-        jax.jit(Augmenter(config_with(**ALL_ON)).draw)(jax.random.key(0))
+        jax.jit(Augmenter(config_with(**ALL_ON), FEATURES).draw)(jax.random.key(0))
 
 
 def test_draws_depend_on_seed_step_and_position_alone(batch):
@@ -187,7 +190,7 @@ def test_stretched_clips_start_again_at_the_end():
     waveform = (noise * np.repeat([1, 0.01], [32000, 128000])).astype(np.float32)
     rate = np.float32(1.25)
     samples = np.reshape(augment.stretch_waveform(waveform, rate, 2048), (128, -1))
-    mel = to_db(augment.stretch_mel(librosa_mel(waveform) / 40 + 1, rate, 80.0))
+    mel = to_db(augment.stretch_mel(librosa_mel(waveform) / 40 + 1, rate, MEL))
     for level in (20 * np.log10(samples.std(axis=1)), mel[:, 300:].mean(axis=1)):
         edges = np.flatnonzero(np.diff(level > (level.max() + level.min()) / 2))
         np.testing.assert_allclose(edges * 10 / 128, [1.6, 8, 9.6], atol=0.2)
@@ -200,7 +203,7 @@ def test_stretched_mel_is_near_that_of_the_stretched_waveform(batch, rate):
     for waveform, x in zip(batch["waveform"][:4], batch["mel"], strict=False):
         expected = librosa_mel(librosa.effects.time_stretch(waveform, rate=rate))
         frames = min(128, int(128 / rate)) - 2
-        stretched = to_db(augment.stretch_mel(x, np.float32(rate), 80.0))
+        stretched = to_db(augment.stretch_mel(x, np.float32(rate), MEL))
         pairs = [mel[:frames] - mel[:frames].max() for mel in (expected, stretched, to_db(x))]
         found.append(abs(pairs[1] - pairs[0]).mean())
         still.append(abs(pairs[2] - pairs[0]).mean())
@@ -213,8 +216,8 @@ def test_stretched_mel_is_near_that_of_the_stretched_waveform(batch, rate):
 def test_noisy_mel_is_distributed_as_that_of_the_noisy_waveform(batch, snr_db):
     rng = np.random.default_rng(0)
     draws, level = 60, 10 ** (-snr_db / 20)
-    noises = rng.normal(size=(2, draws, SETTINGS.clip_samples)).astype(np.float32)
-    add = jax.jit(lambda x, noise: augment.add_noise_to_mel(x, noise, level, SETTINGS))
+    noises = rng.normal(size=(2, draws, MEL.audio.clip_samples)).astype(np.float32)
+    add = jax.jit(lambda x, noise: augment.add_noise_to_mel(x, noise, level, MEL))
     for index in (2, 5):
         waveform = batch["waveform"][index]
         scale = level * np.sqrt(np.mean(waveform**2))
@@ -229,8 +232,8 @@ def test_noisy_mel_is_distributed_as_that_of_the_noisy_waveform(batch, snr_db):
 
 
 def test_noise_that_drowns_the_clip_has_its_own_mel(batch):
-    noise = np.random.default_rng(1).normal(size=SETTINGS.clip_samples).astype(np.float32)
-    found = to_db(augment.add_noise_to_mel(batch["mel"][0], noise, 1e5, SETTINGS))
+    noise = np.random.default_rng(1).normal(size=MEL.audio.clip_samples).astype(np.float32)
+    found = to_db(augment.add_noise_to_mel(batch["mel"][0], noise, 1e5, MEL))
     np.testing.assert_allclose(found, librosa_mel(noise), atol=0.05)
 
 
@@ -262,7 +265,7 @@ def test_gain_and_shift(batch):
 
 def test_masks(batch):
     config = config_with(time_masks=1, time_mask_frames=10, mel_masks=2, mel_mask_bands=40)
-    masked = many_draws(config, 1000, noise=0, mix=0).masked
+    masked = many_draws(config, 1000, noise=0, mix=0).masked["mel"]
     frames, bands = masked.all(axis=2), masked.all(axis=1)
     widths = frames.sum(axis=1)
     np.testing.assert_allclose(np.bincount(widths) / 1000, 1 / 11, atol=0.04)  # 0 to 10
@@ -296,15 +299,15 @@ def test_step_learns_from_soft_labels(config, dataset):
     config.augment.update(noise_probability=0.5, mixup_alpha=0.4)
     config.dtype = "bfloat16"
     stored = dataset.splits["train"].gather(np.arange(8))
-    model = make_model(config, 8)
-    state = create_train_state(config, model)
+    network = Network.from_config(config, dataset.genres)
+    state = create_train_state(network)
     step = parallel.data_parallel(
-        lambda s, b: train_step(s, b, model.inputs, config, Augmenter(config))
+        lambda s, b: train_step(s, b, network, Augmenter(config, network.features))
     )
     _, scores = step(state, {"mel": stored["mel"], "label": stored["label"]})
-    mel = features.to_network_input("mel", stored["mel"])
+    mel = MEL.network_input(stored["mel"])
     found = augmented(config, {"mel": mel, "label": stored["label"]}, step=0)
-    logits, _ = model.clone(axis_name=None).apply(
+    logits, _ = network.module.clone(axis_name=None).apply(
         state.variables, found["mel"], train=True, mutable="batch_stats"
     )
     share, rows = found["share"], np.arange(8)
@@ -317,16 +320,16 @@ def test_step_learns_from_soft_labels(config, dataset):
 
 def test_pictures_show_what_is_on(batch):
     mel = batch["mel"][0]
-    assert augment.augmented_forms(CONFIG, "mel", mel) == []
-    forms = dict(augment.augmented_forms(config_with(**ALL_ON), "mel", mel))
+    assert augment.augmented_forms(CONFIG, MEL, mel) == []
+    forms = dict(augment.augmented_forms(config_with(**ALL_ON), MEL, mel))
     names = ["white noise, SNR 15 dB", "time-stretched, rate 1.25", "time-stretched, rate 0.8"]
     assert list(forms) == [*names, "masks"]
     assert forms[names[0]].mean() > mel.mean() and (forms["masks"] != mel).any()
     np.testing.assert_allclose(
-        forms[names[1]], augment.stretch_mel(mel, np.float32(1.25), 80.0), atol=1e-5
+        forms[names[1]], augment.stretch_mel(mel, np.float32(1.25), MEL), atol=1e-5
     )
     waveform = batch["waveform"][0]
-    forms = dict(augment.augmented_forms(config_with(gain_db=6.0), "waveform", waveform))
+    forms = dict(augment.augmented_forms(config_with(gain_db=6.0), WAVEFORM, waveform))
     np.testing.assert_allclose(forms["gain 6 dB"], waveform * 10 ** (6 / 20), rtol=1e-5)
 
 
@@ -341,8 +344,9 @@ def test_pictures_show_what_is_on(batch):
     ],
 )
 def test_strengths_out_of_range(key, value, message):
+    on = {"noise_probability": 0.5, "stretch_probability": 0.5, "time_masks": 1}
     with pytest.raises(InputError, match=f"config.augment.{message}"):
-        Augmenter(config_with(**{key: value}))
+        Augmenter(config_with(**on | {key: value}), FEATURES)
 
 
 def test_configs():

@@ -9,9 +9,9 @@ import pytest
 import tensorflow_datasets as tfds
 
 from mgc_jax.configs import default
-from mgc_jax.data import builders
-from mgc_jax.data.clips import extract_clips
-from mgc_jax.data.features import ClipSettings
+from mgc_jax.data import preparation
+from mgc_jax.data.clips import iter_clips
+from mgc_jax.data.features import make_features
 from mgc_jax.data.tracks import Track, read_fma, read_folder
 from mgc_jax.errors import InputError
 
@@ -227,7 +227,7 @@ def test_odd_folders(tmp_path):
 
 
 def test_records_hold_the_clips_of_every_track(corpus, prepared):
-    settings = ClipSettings.from_config(prepared)
+    features = make_features(("mel", "waveform"), prepared)
     builder = tfds.builder_from_directory(f"{prepared.data_dir}/fma_small/mel_waveform/1.0.0")
     names = builder.info.features["label"].names
     listing = read_fma(corpus / "fma_small", corpus / "fma_metadata", "small")
@@ -239,7 +239,7 @@ def test_records_hold_the_clips_of_every_track(corpus, prepared):
             assert (track.split, track.genre) == (split, names[record["label"]])
             seen.add((track.track_id, int(record["clip"])))
             if record["clip"] == 1:
-                clip = extract_clips(track.path, settings, ("mel", "waveform"))[1]
+                clip = list(iter_clips(track.path, features))[1]
                 np.testing.assert_array_equal(record["mel"], clip["mel"])
                 np.testing.assert_array_equal(record["waveform"], clip["waveform"])
     assert seen == {(track_id, clip) for track_id in tracks for clip in range(3)}
@@ -253,7 +253,7 @@ def test_metadata_says_what_was_used(prepared):
         split: {"tracks": 8, "clips": 24} for split in ("train", "validation", "test")
     }
     assert metadata["tracks_listed"] == 24
-    assert metadata["settings"]["n_mels"] == 513
+    assert metadata["settings"]["mel"]["n_mels"] == 513
     assert metadata["librosa_deviation"]["mel_db"] < 0.01
     assert metadata["librosa_deviation"]["waveform"] < 1e-6
     assert metadata["synthetic"] is False
@@ -273,4 +273,4 @@ def test_sources_that_do_not_fit(tmp_path, dataset, sources, message):
     config = default.get_config()
     config.dataset, config.data_dir = dataset, str(tmp_path)
     with pytest.raises(InputError, match=message):
-        builders.prepare(config, ("mel",), **sources)
+        preparation.prepare(config, ("mel",), **sources)

@@ -1,6 +1,5 @@
 """Batches from the shards, against plain TFDS."""
 
-import dataclasses
 import itertools
 import json
 import os
@@ -22,7 +21,7 @@ from etils import epath
 
 from mgc_jax import parallel
 from mgc_jax.configs import default
-from mgc_jax.data.features import ClipSettings
+from mgc_jax.data.features import make_features, settings_of
 from mgc_jax.data.input_pipeline import BufferPool, open_dataset
 from mgc_jax.errors import InputError
 
@@ -77,10 +76,10 @@ def test_any_shards_and_record_lengths(tmp_path):
 
 def write_clips(config, clips, shards):
     """A data set of given clips, as `prepare` lays it out, by plain TFDS."""
-    settings = ClipSettings.from_config(config)
+    features = make_features(("mel", "waveform"), config)
     tensors = {
-        name: tfds.features.Tensor(shape=settings.shape(name), dtype=dtype, encoding="bytes")
-        for name, dtype in (("mel", np.uint8), ("waveform", np.int16))
+        feature.name: tfds.features.Tensor(shape=feature.shape, dtype=dtype, encoding="bytes")
+        for feature, dtype in zip(features, (np.uint8, np.int16), strict=True)
     }
     labels = {"label": tfds.features.ClassLabel(names=["a", "b"])}
     tfds.dataset_builders.store_as_tfds_dataset(
@@ -95,7 +94,7 @@ def write_clips(config, clips, shards):
         download_config=tfds.download.DownloadConfig(num_shards=shards),
     )
     metadata = Path(config.data_dir) / "fma_small/mel_waveform/1.0.0/metadata.json"
-    metadata.write_text(json.dumps({"settings": dataclasses.asdict(settings)}))
+    metadata.write_text(json.dumps({"settings": settings_of(features)}))
 
 
 def test_no_buffer_is_overwritten_while_a_step_reads_it(dataset):

@@ -9,10 +9,11 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from mgc_jax import parallel
 from mgc_jax.configs import default
-from mgc_jax.data.features import to_network_input
 from mgc_jax.errors import InputError
 from mgc_jax.models import create_model
 from mgc_jax.training import loop, optimizer
+from mgc_jax.training import step as step_module
+from mgc_jax.training.network import Network
 from mgc_jax.training.step import class_weights, create_train_state, train_step
 
 
@@ -58,10 +59,10 @@ def take_step(config, dataset):
 
     def take(class_weights=None):
         batch = dataset.splits["train"].gather(np.arange(8))
-        model = make_model(config, 8)
-        before = create_train_state(config, model)
+        network = Network.from_config(config, dataset.genres)
+        before = create_train_state(network)
         step = parallel.data_parallel(
-            lambda s, b: train_step(s, b, ("mel",), config, class_weights=class_weights)
+            lambda s, b: train_step(s, b, network, class_weights=class_weights)
         )
         after, metrics = step(before, {name: batch[name] for name in ("mel", "label")})
         return before, after, jax.device_get(metrics), batch
@@ -80,7 +81,7 @@ def test_step_of_the_whole_recipe(config, take_step):
     @jax.value_and_grad
     def loss_of(params, mel, label):
         variables = {"params": params, "batch_stats": before.batch_stats}
-        x = to_network_input("mel", mel)
+        x = mel.astype(jnp.float32) / 255 * 2 - 1
         model = create_model("baseline_a_2d")
         logits, _ = model.apply(variables, x, train=True, mutable="batch_stats")
         log_probs = jax.nn.log_softmax(logits)
@@ -115,10 +116,10 @@ def test_step_of_the_whole_recipe(config, take_step):
         before.variables,
     )
     assert after.evaluated is after.average
-    assert float(step._average_decay(config, 1000)) == pytest.approx(0.9)
+    assert float(step_module._average_decay(config, 1000)) == pytest.approx(0.9)
     # The first norm's statistics have moved twice by a tenth.
     kernel, bias = before.params["conv0"]["kernel"], before.params["conv0"]["bias"]
-    x = to_network_input("mel", batch["mel"])
+    x = batch["mel"].astype(np.float32) / 255 * 2 - 1
     windows = jnp.stack([x[:, i : i + 125] for i in range(4)], axis=2)
     y = jnp.einsum("btwf,wfc->btc", windows, kernel) + bias
     moved = 0.9 * 0.1 * y[0::2].mean((0, 1)) + 0.1 * y[1::2].mean((0, 1))

@@ -18,7 +18,7 @@ import soundfile
 from conftest import ROOT, call, write_audio
 
 import mgc_jax
-from mgc_jax.data.clips import extract_clips
+from mgc_jax.data.clips import iter_clips
 from mgc_jax.errors import InputError
 from mgc_jax.training.network import load_run
 
@@ -43,9 +43,9 @@ def music(tmp_path_factory):
 
 def by_hand(workdir, path):
     """One file's clips through the network, without batches; log-probabilities."""
-    run = load_run(workdir)
-    mel = np.stack([clip["mel"] for clip in extract_clips(str(path), run.settings, ("mel",))])
-    logits = run.model.apply(run.variables, mel / np.float32(255) * 2 - 1, train=False)
+    network, variables, _ = load_run(workdir)
+    mel = np.stack([clip["mel"] for clip in iter_clips(str(path), network.features)])
+    logits = network.module.apply(variables, mel / np.float32(255) * 2 - 1, train=False)
     return np.asarray(jax.nn.log_softmax(logits))
 
 

@@ -20,7 +20,7 @@ from conftest import write_audio
 from test_datasets import write_metadata
 
 from mgc_jax.configs import default
-from mgc_jax.data import builders
+from mgc_jax.data import preparation
 from mgc_jax.data.input_pipeline import open_dataset
 from mgc_jax.data.tracks import read_folder
 from mgc_jax.errors import InputError
@@ -119,7 +119,7 @@ def test_bad_tracks_are_skipped_counted_and_listed(damaged_corpus):
     folder = damaged_corpus / "out/fma_small/mel"
 
     with pytest.raises(InputError, match="3 of 20 tracks cannot be used.*--max_skipped=0.05"):
-        builders.prepare(config, ("mel",), audio_dir=audio_dir)
+        preparation.prepare(config, ("mel",), audio_dir=audio_dir)
     assert len(read_skipped(folder)) == 3  # known before anything is decoded
 
     flags = (f"--audio_dir={audio_dir}", f"--data_dir={config.data_dir}", "--max_skipped=0.2")
@@ -153,7 +153,7 @@ def test_no_usable_track(tmp_path):
     config = default.get_config()
     config.data_dir = str(tmp_path / "out")
     with pytest.raises(InputError, match="no usable track.*Check that --audio_dir"):
-        builders.prepare(config, ("mel",), audio_dir=tmp_path / "fma_small")
+        preparation.prepare(config, ("mel",), audio_dir=tmp_path / "fma_small")
     with pytest.raises(InputError, match="no TFRecords"):
         open_dataset(config, ("mel",))
 
@@ -163,7 +163,7 @@ def test_nowhere_to_write(tmp_path):
     (tmp_path / "out").write_text("a file")
     config = folder_config(tmp_path / "out")
     with pytest.raises(InputError, match="cannot write the data set to .*out/audio_folder/mel"):
-        builders.prepare(config, ("mel",), audio_dir=tmp_path / "music")
+        preparation.prepare(config, ("mel",), audio_dir=tmp_path / "music")
 
 
 @pytest.fixture(scope="module")
@@ -209,8 +209,8 @@ def test_folders_of_genres(music, undisturbed):
 
 def prepare_in_child(data_dir, music, workers, deviation):
     # Only for time's sake: importing librosa takes longer than all the rest.
-    builders._check_against_librosa = lambda *_: deviation
-    builders.prepare(folder_config(data_dir), ("mel",), audio_dir=music, workers=workers)
+    preparation._check_against_librosa = lambda *_: deviation
+    preparation.prepare(folder_config(data_dir), ("mel",), audio_dir=music, workers=workers)
 
 
 @pytest.fixture(scope="module")
@@ -304,13 +304,13 @@ def test_a_changed_file_is_decoded_again(music, tmp_path):
     config = folder_config(tmp_path / "out")
     (tmp_path / "music/blues/bad.wav").write_bytes(b"")
     with pytest.raises(InputError, match="1 of 41 tracks cannot be used"):
-        builders.prepare(
+        preparation.prepare(
             config, ("mel",), audio_dir=tmp_path / "music", max_skipped=0.01, workers=2
         )
     write_audio(tmp_path / "music/blues/bad.wav", 12, seed=9)
     changed = tmp_path / "music/blues/name\nof 1.wav"
     write_audio(changed, 25, 22050, seed=8)
-    builders.prepare(config, ("mel",), audio_dir=tmp_path / "music", max_skipped=0)
+    preparation.prepare(config, ("mel",), audio_dir=tmp_path / "music", max_skipped=0)
     records = open_dataset(config, ("mel",)).splits.values()
     assert sum(len(split) for split in records) == 41 + 1
 
@@ -321,7 +321,7 @@ def test_beam_writes_the_same_records(music, undisturbed, tmp_path):
     pytest.importorskip("apache_beam")
     shutil.copytree(music, tmp_path / "music")
     (tmp_path / "music/blues/bad.wav").write_bytes(b"")
-    builders.prepare(
+    preparation.prepare(
         folder_config(tmp_path),
         ("mel",),
         audio_dir=tmp_path / "music",
@@ -355,6 +355,6 @@ def test_unknown_beam_runner(music, tmp_path, monkeypatch):
         "beam_options": "direct_running_mode=multi_processing",
     }
     with pytest.raises(InputError, match="/a folder/python', whose path has a space"):
-        builders.prepare(config, ("mel",), audio_dir=music, **parallel)
+        preparation.prepare(config, ("mel",), audio_dir=music, **parallel)
     with pytest.raises(InputError, match="--beam_runner=NoRunner"):
-        builders.prepare(config, ("mel",), audio_dir=music, beam_runner="NoRunner")
+        preparation.prepare(config, ("mel",), audio_dir=music, beam_runner="NoRunner")

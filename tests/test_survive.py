@@ -14,12 +14,14 @@ import jax
 import numpy as np
 import pytest
 from child import log_lines, said
+from conftest import train
 
 from mgc_jax import parallel
 from mgc_jax.data.input_pipeline import open_dataset
 from mgc_jax.errors import InputError
 from mgc_jax.training import loop
 from mgc_jax.training.checkpoints import Checkpoints
+from mgc_jax.training.network import Network
 from mgc_jax.training.step import create_train_state
 
 
@@ -99,7 +101,7 @@ def tear_newest(workdir):
 
 
 def restore(config, workdir):
-    state = create_train_state(config, make_model(config, 8), 12)
+    state = create_train_state(Network.from_config(config, [str(i) for i in range(8)]), 12)
     with Checkpoints(workdir) as checkpoints:
         return checkpoints.restore_last(state), checkpoints.restore_best(state.variables)
 
@@ -225,7 +227,7 @@ def poisoned(config, monkeypatch):
 def test_not_finite_stops_before_anything_bad_is_saved(poisoned, tmp_path):
     config, dataset, bad, tracks = poisoned
     with pytest.raises(InputError, match=f"step {bad[0] + 1}: the loss is inf .*skip_nonfinite"):
-        loop.train(config, tmp_path, dataset)
+        loop.train(Network.from_config(config, dataset.genres), tmp_path, dataset)
     written = json.loads((tmp_path / "nonfinite.json").read_text())
     assert written["step"] == bad[0] + 1 and written["loss"] == np.inf
     assert written["track_ids"] == sorted(set(tracks[bad[0]].tolist()))
@@ -237,7 +239,7 @@ def test_not_finite_stops_before_anything_bad_is_saved(poisoned, tmp_path):
 def test_not_finite_steps_can_be_skipped(poisoned, tmp_path):
     config, dataset, bad, _ = poisoned
     config.skip_nonfinite = True
-    progress = loop.train(config, tmp_path, dataset)
+    progress = loop.train(Network.from_config(config, dataset.genres), tmp_path, dataset)
     lines = log_lines(tmp_path, "step")
     assert [line["step"] - 1 for line in lines if line["loss"] is None] == bad
     assert progress.skipped == log_lines(tmp_path, "train")[0]["skipped"] == len(bad) > 0
@@ -249,12 +251,12 @@ def test_not_finite_steps_can_be_skipped(poisoned, tmp_path):
 
 def test_stops_early(config, tmp_path):
     config.update(num_epochs=8, early_stopping_epochs=1, learning_rate=1.0)
-    progress = loop.train(config, tmp_path, open_dataset(config, ("mel",)))
+    progress = train(config, tmp_path)
     losses = [line["loss"] for line in log_lines(tmp_path, "validation")]
     worse = [i for i in range(1, len(losses)) if losses[i] >= min(losses[:i])]
     assert progress.epoch == len(losses) == worse[0] + 1
     before = Path(tmp_path / "metrics.jsonl").read_text()
-    assert loop.train(config, tmp_path, open_dataset(config, ("mel",))) == progress
+    assert train(config, tmp_path) == progress
     assert Path(tmp_path / "metrics.jsonl").read_text() == before
 
 

@@ -10,13 +10,13 @@ import jax
 import numpy as np
 import optax
 import pytest
+from conftest import train
 
 from mgc_jax import console, parallel
-from mgc_jax.data.features import to_network_input
-from mgc_jax.data.input_pipeline import open_dataset
-from mgc_jax.models import create_model
+from mgc_jax.configs import default
 from mgc_jax.training import loop
 from mgc_jax.training.checkpoints import Checkpoints
+from mgc_jax.training.network import Network
 from mgc_jax.training.run_log import ProgressLine
 from mgc_jax.training.step import compile_predict_step, create_train_state, train_step
 
@@ -32,7 +32,7 @@ def whole_run(prepared, tmp_path_factory):
     config = prepared.copy_and_resolve_references()
     config.update(batch_size=8, num_epochs=4, learning_rate=1e-3)
     workdir = tmp_path_factory.mktemp("whole")
-    loop.train(config, workdir, open_dataset(config, ("mel",)))
+    train(config, workdir)
     return config, workdir
 
 
@@ -52,7 +52,7 @@ def test_bfloat16_learns_as_float32_does(whole_run, tmp_path):
     config, whole = whole_run
     config = config.copy_and_resolve_references()
     config.dtype = "bfloat16"
-    loop.train(config, tmp_path, open_dataset(config, ("mel",)))
+    train(config, tmp_path)
     losses = [[line["loss"] for line in read_log(w, "train")] for w in (whole, tmp_path)]
     assert losses[0] != losses[1]
     np.testing.assert_allclose(*losses, rtol=0.1, atol=0.05)
@@ -62,18 +62,19 @@ def test_step_is_adamw_on_the_cross_entropy(config, dataset):
     """One step against optax and jax.grad without pmap."""
     config.weight_decay = 0.1
     batch = dataset.splits["train"].gather(np.arange(8))
-    model = make_model(config, 8).clone(axis_name=None)
-    state = create_train_state(config, model)
+    network = Network.from_config(config, dataset.genres)
+    model = network.module.clone(axis_name=None)
+    state = create_train_state(network)
     stats = {"batch_stats": state.batch_stats}
 
     def loss_fn(params):
-        x = to_network_input("mel", batch["mel"])
+        x = batch["mel"].astype(np.float32) / 255 * 2 - 1
         logits, _ = model.apply({"params": params, **stats}, x, train=True, mutable="batch_stats")
         log_probs = jax.nn.log_softmax(logits)
         return -log_probs[np.arange(8), batch["label"]].mean()
 
     loss, gradients = jax.value_and_grad(loss_fn)(state.params)
-    step = parallel.data_parallel(lambda s, b: train_step(s, b, ("mel",), config))
+    step = parallel.data_parallel(lambda s, b: train_step(s, b, network))
     after, scores = step(state, {"mel": batch["mel"], "label": batch["label"]})
     assert scores["loss"] == pytest.approx(float(loss), rel=1e-5)
 
@@ -89,15 +90,15 @@ def test_step_is_adamw_on_the_cross_entropy(config, dataset):
 
 
 def test_first_step_compiles_once(config, dataset):
-    model = make_model(config, 8)
+    network = Network.from_config(config, dataset.genres)
     traces = []
 
     def step(state, batch):
         traces.append(None)
-        return train_step(state, batch, ("mel",), config)
+        return train_step(state, batch, network)
 
     compiled = parallel.data_parallel(step, donate=True)
-    state = create_train_state(config, model)
+    state = create_train_state(network)
     for _ in range(3):
         state, _ = compiled(state, dataset.splits["train"].gather(np.arange(8)))
     assert len(traces) == 1
@@ -105,17 +106,17 @@ def test_first_step_compiles_once(config, dataset):
 
 def test_steps_that_follow_do_not_disturb_a_save(config, dataset, tmp_path):
     """Saves run in the background while the state's memory is given to the next steps."""
-    model = make_model(config, 8)
-    step = parallel.data_parallel(lambda s, b: train_step(s, b, ("mel",), config), donate=True)
+    network = Network.from_config(config, dataset.genres)
+    step = parallel.data_parallel(lambda s, b: train_step(s, b, network), donate=True)
     batch = dataset.splits["train"].gather(np.arange(8))
-    state, _ = step(create_train_state(config, model), batch)
+    state, _ = step(create_train_state(network), batch)
     saved = jax.tree.map(np.array, (state.params, state.opt_state))
     with Checkpoints(tmp_path, writing=True) as checkpoints:
         checkpoints.save_last(state, {"step": 1})
         for _ in range(5):
             state, _ = step(state, batch)
     with Checkpoints(tmp_path) as checkpoints:
-        restored, _ = checkpoints.restore_last(create_train_state(config, model))
+        restored, _ = checkpoints.restore_last(create_train_state(network))
     jax.tree.map(np.testing.assert_array_equal, (restored.params, restored.opt_state), saved)
     assert state.step == 6 and restored.step == 1
 
@@ -157,11 +158,15 @@ def test_progress_line(monkeypatch, caplog, live):
 @pytest.mark.parametrize("clips", [1, 3, 4])
 def test_predicting_in_parts_changes_nothing(clips):
     small = {"growth_rate": 4, "block_sizes": (2, 1), "initial_features": 8}
-    model = create_model("densenet", 3, axis_name=parallel.AXIS, **small)
+    config = default.get_config()
+    config.mel.update(frames=30, n_mels=40)
+    config.model_overrides.update(small)
+    network = Network.from_config(config, ["a", "b", "c"])
+    model = network.module
     rng = np.random.default_rng(0)
     mel = rng.integers(0, 256, (clips, 30, 40), np.uint8)
-    inputs = to_network_input("mel", mel)
+    inputs = mel.astype(np.float32) / 255 * 2 - 1
     variables = model.init(jax.random.key(0), inputs, train=False)
     logits = [model.apply(variables, x[None], train=False)[0] for x in inputs]
-    found = compile_predict_step(model)(variables, {"mel": mel, "label": np.zeros(clips)})
+    found = compile_predict_step(network)(variables, {"mel": mel, "label": np.zeros(clips)})
     np.testing.assert_allclose(found, jax.nn.log_softmax(np.array(logits)), atol=1e-5)

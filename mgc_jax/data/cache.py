@@ -14,8 +14,8 @@ from importlib.metadata import version
 import numpy as np
 from etils import epath
 
-from mgc_jax.data.clips import DTYPES, Clip, iter_clips
-from mgc_jax.data.features import ClipSettings
+from mgc_jax.data.clips import Clip, iter_clips
+from mgc_jax.data.features import Feature, settings_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,13 +24,11 @@ class ClipCache:
 
     Attributes:
         folder: of all files.
-        settings: rate, clip length and log-mel settings.
-        names: `mel` and/or `waveform`.
+        features: what is stored of each clip, in this order.
     """
 
     folder: str
-    settings: ClipSettings
-    names: tuple[str, ...]
+    features: tuple[Feature, ...]
 
     def entry(self, path: str) -> epath.Path:
         """Where an audio file's clips are, or would be.
@@ -43,7 +41,8 @@ class ClipCache:
             stamp = [status.length, status.mtime]
         except (OSError, ValueError):
             stamp = None
-        key = [path, stamp, dataclasses.asdict(self.settings), self.names, _versions()]
+        names = [feature.name for feature in self.features]
+        key = [path, stamp, settings_of(self.features), names, _versions()]
         return epath.Path(self.folder) / hashlib.sha256(json.dumps(key).encode()).hexdigest()
 
     def holds(self, entry: epath.Path) -> bool:
@@ -52,7 +51,7 @@ class ClipCache:
             size = entry.stat().length
         except OSError:
             return False
-        return size > 0 and size % self._clip_bytes == 0
+        return size > 0 and size % sum(self._sizes) == 0
 
     def store(self, item: tuple[str, str]) -> None:
         """Decodes an audio file, and writes its clips all or none.
@@ -64,13 +63,14 @@ class ClipCache:
             InputError: the file cannot be used; the message is the reason.
             OSError: the entry cannot be written.
         """
-        path, entry = item[0], epath.Path(item[1])
+        path = item[0]
+        entry = epath.Path(item[1])
         part = entry.with_suffix(f".{os.getpid()}.part")
         try:
             with part.open("wb") as file:
-                for clip in iter_clips(path, self.settings, self.names):
-                    for name in self.names:
-                        file.write(np.ascontiguousarray(clip[name]))
+                for clip in iter_clips(path, self.features):
+                    for feature in self.features:
+                        file.write(np.ascontiguousarray(clip[feature.name]))
             part.replace(entry)
         finally:
             with contextlib.suppress(OSError):
@@ -79,24 +79,19 @@ class ClipCache:
     def load(self, entry: epath.Path) -> Iterator[Clip]:
         """Yields the clips of an entry, as `iter_clips` gave them."""
         with entry.open("rb") as file:
-            while clip := file.read(self._clip_bytes):
-                features, start = {}, 0
-                for name, size in self._sizes.items():
-                    values = np.frombuffer(clip[start : start + size], DTYPES[name])
-                    features[name] = values.reshape(self.settings.shape(name))
+            while content := file.read(sum(self._sizes)):
+                clip = {}
+                start = 0
+                for feature, size in zip(self.features, self._sizes, strict=True):
+                    values = np.frombuffer(content[start : start + size], feature.dtype)
+                    clip[feature.name] = values.reshape(feature.shape)
                     start += size
-                yield features
+                yield clip
 
     @property
-    def _sizes(self) -> dict[str, int]:
-        return {
-            name: math.prod(self.settings.shape(name)) * np.dtype(DTYPES[name]).itemsize
-            for name in self.names
-        }
-
-    @property
-    def _clip_bytes(self) -> int:
-        return sum(self._sizes.values())
+    def _sizes(self) -> list[int]:
+        """Bytes of each feature of a clip."""
+        return [math.prod(f.shape) * np.dtype(f.dtype).itemsize for f in self.features]
 
 
 @functools.cache

@@ -1,95 +1,72 @@
 """One audio file to its stored clips: decoding, clips and features."""
 
-import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from etils import epath
 
-from mgc_jax.data import audio, features
+from mgc_jax.data import audio
+from mgc_jax.data.features import Feature, Mel
 
 Clip = dict[str, np.ndarray]
-DTYPES = {"mel": np.uint8, "waveform": np.int16}
 
 
-def iter_clips(
-    path: str, settings: features.ClipSettings, names: tuple[str, ...]
-) -> Iterator[Clip]:
+def iter_clips(path: str, features: Sequence[Feature]) -> Iterator[Clip]:
     """Decodes one file and computes the stored features of its clips, in bounded memory.
 
     Args:
         path: the audio file.
-        settings: rate, clip length and log-mel settings.
-        names: `mel` and/or `waveform`.
+        features: what to store of each clip.
 
     Yields:
-        A clip: `mel` `[frames, mels] uint8`, `waveform` `[samples] int16`; at least one.
+        A clip, by feature name; at least one.
 
     Raises:
         InputError: the file cannot be used; the message is the reason. It may come after clips.
     """
+    settings = features[0].audio
     for clip in audio.read_clips(path, settings.sample_rate, settings.clip_samples):
-        yield clip_features(clip, settings, names)
+        yield clip_features(clip, features)
 
 
 def clip_features(
-    clip: np.ndarray,
-    settings: features.ClipSettings,
-    names: tuple[str, ...],
-    dtype: type[np.floating] = np.float32,
+    clip: np.ndarray, features: Sequence[Feature], precision: type[np.floating] = np.float32
 ) -> Clip:
-    """The stored features of one clip `[samples] float32`, as `iter_clips` gives them.
-
-    In float64 a few bytes of a log-mel round to their neighbours.
-    """
-    compute = {
-        "mel": lambda: features.encode_mel(_log_mel(settings, dtype)(clip), settings.top_db),
-        "waveform": lambda: features.encode_waveform(clip),
-    }
-    return {name: compute[name]() for name in names}
+    """The stored features of one clip `[samples] float32`, by name."""
+    return {feature.name: feature.encode(clip, precision) for feature in features}
 
 
-def extract_clips(path: str, settings: features.ClipSettings, names: tuple[str, ...]) -> list[Clip]:
-    """All of `iter_clips`."""
-    return list(iter_clips(path, settings, names))
-
-
-@functools.cache
-def _log_mel(
-    settings: features.ClipSettings, dtype: type[np.floating] = np.float32
-) -> features.LogMel:
-    """One window and filterbank a process."""
-    return features.LogMel(settings, dtype)
-
-
-def deviation_from_librosa(path: str, settings: features.ClipSettings) -> dict[str, float]:
-    """How far our waveform and log-mel of one file's first clip are from librosa's own, before
+def deviation_from_librosa(path: str, features: Sequence[Feature]) -> dict[str, float]:
+    """How far our waveform and log-mels of one file's first clip are from librosa's own, before
     storage.
 
     Returns:
-        `waveform`: largest absolute difference of samples; `mel_db`: largest difference, in dB.
+        `waveform`: largest absolute difference of samples; `<name>_db` of each log-mel: largest
+        difference of its values.
 
     Raises:
         InputError: the file cannot be used.
     """
     import librosa
 
+    settings = features[0].audio
     clip = next(audio.read_clips(path, settings.sample_rate, settings.clip_samples))
     with epath.Path(path).open("rb") as file:
         # One clip more, as the resampler looks ahead.
         expected, _ = librosa.load(
             file, sr=settings.sample_rate, duration=2 * settings.clip_seconds
         )
-    power = librosa.feature.melspectrogram(
-        y=clip,
-        sr=settings.sample_rate,
-        n_fft=settings.n_fft,
-        hop_length=settings.hop_length,
-        n_mels=settings.n_mels,
-    )[:, : settings.frames]
-    expected_mel = librosa.power_to_db(power, ref=np.max, top_db=settings.top_db).T
-    return {
-        # A file shorter than a clip is repeated.
-        "waveform": float(np.abs(clip - np.resize(expected, len(clip))).max()),
-        "mel_db": float(np.abs(_log_mel(settings)(clip) - expected_mel).max()),
-    }
+    # A file shorter than a clip is repeated.
+    deviations = {"waveform": float(np.abs(clip - np.resize(expected, len(clip))).max())}
+    for mel in features:
+        if isinstance(mel, Mel):
+            power = librosa.feature.melspectrogram(
+                y=clip,
+                sr=settings.sample_rate,
+                n_fft=mel.n_fft,
+                hop_length=mel.hop_length,
+                n_mels=mel.n_mels,
+            )
+            reference = mel.compress(power.T[: mel.frames], np)
+            deviations[f"{mel.name}_db"] = float(np.abs(mel.log_mel(clip) - reference).max())
+    return deviations

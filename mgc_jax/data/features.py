@@ -1,12 +1,20 @@
-"""Clips to log-mel pictures, their compact storage form, and back to network inputs on the device.
+"""Stored features of a clip: one class each, with all that the rest of the package asks of it.
 
-The host side is numpy and scipy only (worker processes start with it); the device side uses nothing
-but array operators, so the same function serves numpy and JAX arrays. librosa is the reference that
-the tests compare with.
+A feature is a record of its settings. It says how a clip's waveform becomes what is stored, what a
+network sees of that, and how to draw it. To add one, write its class, give it a line in `FEATURES`
+and, for its settings, a part of its own name in `configs/default.py`.
+
+Worker processes start with this module, so it imports numpy and scipy alone; what runs on a device
+gets its arrays from there, or imports JAX when it is called. librosa is the reference that the
+tests compare with.
 """
 
+import abc
 import dataclasses
-from collections.abc import Mapping
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import scipy.fft
@@ -17,15 +25,155 @@ from mgc_jax.errors import InputError
 # power_to_db's floor: silence is 1e-10, so that a silent clip is 0 dB below its own maximum
 # everywhere, as in librosa.
 MIN_POWER = 1e-10
+# Where a log-mel's frequency axis is labelled, in Hz, as far as it reaches.
+_HZ_TICKS = (128, 512, 1024, 2048, 4096, 8000)
 
 
 @dataclasses.dataclass(frozen=True)
-class ClipSettings:
-    """How audio becomes clips and pictures; stored with the data and with every run.
+class AudioSettings:
+    """How audio becomes clips: the part `audio` of a config.
 
     Attributes:
         sample_rate: of the waveform, in Hz.
         clip_seconds: length of a clip, in s.
+    """
+
+    sample_rate: int
+    clip_seconds: float
+
+    def __post_init__(self):
+        _check_positive("audio", self)
+
+    @classmethod
+    def from_config(cls, config: Mapping) -> "AudioSettings":
+        """Reads `config.audio`; raises InputError for a missing, unknown or impossible setting."""
+        return cls(**_pick("audio", config["audio"], [f.name for f in dataclasses.fields(cls)]))
+
+    @property
+    def clip_samples(self) -> int:
+        """Length of a clip."""
+        return round(self.clip_seconds * self.sample_rate)
+
+
+@dataclasses.dataclass(frozen=True)
+class Feature(abc.ABC):
+    """What every stored feature has; its fields besides `audio` are its part of the config.
+
+    Attributes:
+        name: of the feature, in records, folder names and configs; without an underscore, which
+            joins names.
+        dtype: that is stored.
+        unit: of `decode`'s values, for a colour bar.
+        audio: rate and length of the clips.
+    """
+
+    name: ClassVar[str]
+    dtype: ClassVar[type[np.generic]]
+    unit: ClassVar[str] = ""
+
+    audio: AudioSettings
+
+    @classmethod
+    def from_config(cls, config: Mapping) -> "Feature":
+        """Reads a config's parts `audio` and, if the feature has settings, that of its name.
+
+        Raises:
+            InputError: a setting is missing, unknown or impossible.
+        """
+        names = [f.name for f in dataclasses.fields(cls) if f.name != "audio"]
+        given = _pick(cls.name, config.get(cls.name, {}), names) if names else {}
+        return cls(AudioSettings.from_config(config), **given)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Its own settings, by name."""
+        values = dataclasses.asdict(self)
+        values.pop("audio")
+        return values
+
+    @property
+    @abc.abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """Of one clip, without the batch axis."""
+
+    @abc.abstractmethod
+    def encode(self, clip: np.ndarray, precision: type[np.floating] = np.float32) -> np.ndarray:
+        """One clip `[samples] float32` to what is stored, `[*shape] dtype`, computed on the host.
+
+        In float64 a few bytes round to their neighbours.
+        """
+
+    @abc.abstractmethod
+    def encode_on_device(self, clips):
+        """As `encode` for `[batch, samples] float32` in JAX: the numbers stored, as floats.
+
+        In float64 where JAX has it enabled.
+        """
+
+    @abc.abstractmethod
+    def network_input(self, stored):
+        """`[batch, *shape]` as stored to float32 as a network sees it; NumPy or JAX alike."""
+
+    @abc.abstractmethod
+    def decode(self, x):
+        """`[..., *shape] float32` as a network sees it to values in `unit`, to be drawn."""
+
+    @abc.abstractmethod
+    def describe(self) -> str:
+        """For people."""
+
+    @abc.abstractmethod
+    def plot(self, axes, values: np.ndarray, seconds: float | None = None) -> None:
+        """Draws values of `decode`, which last so many seconds (default: a clip), on axes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Waveform(Feature):
+    """The samples, stored as int16; a network sees `[batch, samples] float32` in [-1, 1]."""
+
+    name = "waveform"
+    dtype = np.int16
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.audio.clip_samples,)
+
+    def encode(self, clip: np.ndarray, precision: type[np.floating] = np.float32) -> np.ndarray:
+        return self._round(clip, np).astype(np.int16)
+
+    def encode_on_device(self, clips):
+        import jax.numpy as jnp
+
+        return self._round(clips, jnp)
+
+    def network_input(self, stored):
+        return stored.astype("float32") / 32768
+
+    def decode(self, x):
+        return x
+
+    def describe(self) -> str:
+        return f"waveform at {self.audio.sample_rate:,} Hz"
+
+    def plot(self, axes, values: np.ndarray, seconds: float | None = None) -> None:
+        seconds = seconds or self.audio.clip_seconds
+        axes.plot(np.arange(len(values)) * (seconds / len(values)), values, linewidth=0.5)
+        axes.set(xmargin=0, ylabel="amplitude")
+
+    @staticmethod
+    def _round(samples, xp):
+        """Overshoot is clipped."""
+        return xp.clip(xp.round(samples * 32768.0), -32768, 32767)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mel(Feature):
+    """The log-mel spectrogram relative to the clip's own maximum, stored as uint8.
+
+    A network sees `[batch, frames, mels] float32` in [-1, 1], linear in dB. A mel of another
+    compression is a subclass with its own `name`, `compress` and `limits`.
+
+    Attributes:
         n_fft: window of a frame, in samples.
         hop_length: distance of two frames, in samples.
         n_mels: bands.
@@ -33,8 +181,10 @@ class ClipSettings:
         top_db: range of the log-mel; it lies in [-top_db, 0] dB.
     """
 
-    sample_rate: int
-    clip_seconds: float
+    name = "mel"
+    dtype = np.uint8
+    unit = "dB"
+
     n_fft: int
     hop_length: int
     n_mels: int
@@ -42,54 +192,42 @@ class ClipSettings:
     top_db: float
 
     def __post_init__(self):
-        for name, value in dataclasses.asdict(self).items():
-            if not isinstance(value, int | float) or not 0 < value < float("inf"):
-                raise InputError(f"{name}={value!r}: need a number above 0")
-        available = 1 + self.clip_samples // self.hop_length
-        if not 0 < self.frames <= available:
+        _check_positive(self.name, self)
+        available = 1 + self.audio.clip_samples // self.hop_length
+        if self.frames > available:
             raise InputError(
-                f"mel.frames={self.frames}, but a clip of {self.clip_seconds:g} s gives "
-                f"{available} frames at mel.hop_length={self.hop_length}: lower one of the two"
+                f"{self.name}.frames={self.frames}, but a clip of {self.audio.clip_seconds:g} s "
+                f"gives {available} frames at {self.name}.hop_length={self.hop_length}: lower one "
+                "of the two"
             )
 
-    @classmethod
-    def from_config(cls, config: Mapping) -> "ClipSettings":
-        """Picks the settings out of a config's `audio` and `mel` parts.
-
-        Raises:
-            InputError: a setting is missing, unknown or impossible.
-        """
-        given = {**config["audio"], **config["mel"]}
-        names = {field.name for field in dataclasses.fields(cls)}
-        if different := sorted(given.keys() ^ names):
-            problem = "unknown" if different[0] in given else "missing"
-            raise InputError(f"the setting {different[0]} of audio or mel is {problem}")
-        return cls(**given)
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.frames, self.n_mels)
 
     @property
-    def clip_samples(self) -> int:
-        return round(self.clip_seconds * self.sample_rate)
+    def limits(self) -> tuple[float, float]:
+        """The lowest and the highest value of `compress`, which become bytes 0 and 255."""
+        return (-self.top_db, 0.0)
 
-    def shape(self, feature: str) -> tuple[int, ...]:
-        """The shape of one clip's `mel` or `waveform`, without the batch axis."""
-        return {"mel": (self.frames, self.n_mels), "waveform": (self.clip_samples,)}[feature]
+    def compress(self, power, xp):
+        """Powers in mel bands to what is stored of them, here dB.
 
+        As librosa's `power_to_db(ref=max, top_db=top_db)`.
 
-class LogMel:
-    """Log-mel of clips, with window and filterbank made once."""
+        Args:
+            power: `[..., frames, mels]`, not negative.
+            xp: numpy, or jax.numpy.
 
-    def __init__(self, settings: ClipSettings, dtype: type[np.floating] = np.float32):
-        """Computes in a type: float32 as librosa does, float64 for less rounding."""
-        self._settings, self._dtype = settings, dtype
-        # Periodic Hann. (Importing scipy.signal takes half a second.)
-        hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(settings.n_fft) / settings.n_fft)
-        self.window = hann.astype(dtype)
-        self.filterbank = scipy.sparse.csr_array(
-            mel_filterbank(settings.sample_rate, settings.n_fft, settings.n_mels)
-        )
+        Returns:
+            The same shape, dB in [-top_db, 0], relative to the clip's own maximum.
+        """
+        power = xp.maximum(power, power.dtype.type(MIN_POWER))
+        db = 10 * xp.log10(power / power.max(axis=(-2, -1), keepdims=True))
+        return xp.maximum(db, power.dtype.type(-self.top_db))
 
-    def __call__(self, clip: np.ndarray) -> np.ndarray:
-        """Computes one clip's log-mel.
+    def log_mel(self, clip: np.ndarray, precision: type[np.floating] = np.float32) -> np.ndarray:
+        """Computes one clip's log-mel on the host.
 
         Equals librosa's `melspectrogram(power=2)`, first `frames` frames, `power_to_db(ref=max,
         top_db)`, transposed. In float32 it is 2e-3 dB from it at most; float64 leaves 1e-5 dB of
@@ -97,19 +235,104 @@ class LogMel:
 
         Args:
             clip: `[samples] float32`.
+            precision: float32 as librosa computes, or float64.
 
         Returns:
-            `[frames, mels] float32`, dB in [-top_db, 0], relative to the clip's own maximum.
+            `[frames, mels] float32`, values of `compress`.
         """
-        s = self._settings
-        padded = np.pad(clip, s.n_fft // 2)
-        windows = np.lib.stride_tricks.sliding_window_view(padded, s.n_fft)[:: s.hop_length]
-        windows = windows[: s.frames]
-        spectrum = scipy.fft.rfft(windows * self.window, axis=1, overwrite_x=True)
+        window, filters = _window_and_filters(self, precision)
+        padded = np.pad(clip, self.n_fft // 2)
+        windows = np.lib.stride_tricks.sliding_window_view(padded, self.n_fft)
+        windows = windows[:: self.hop_length][: self.frames]
+        spectrum = scipy.fft.rfft(windows * window, axis=1, overwrite_x=True)
         power = spectrum.real**2 + spectrum.imag**2
-        mel = np.maximum((self.filterbank @ power.T).T, self._dtype(MIN_POWER))
-        db = np.maximum(10 * np.log10(mel / mel.max()), self._dtype(-s.top_db))
-        return db.astype(np.float32, copy=False)
+        return self.compress((filters @ power.T).T, np).astype(np.float32, copy=False)
+
+    def encode(self, clip: np.ndarray, precision: type[np.floating] = np.float32) -> np.ndarray:
+        return self._to_bytes(self.log_mel(clip, precision), np).astype(np.uint8)
+
+    def encode_on_device(self, clips):
+        import jax.numpy as jnp
+
+        clips = clips.astype(jnp.result_type(float))
+        filters = mel_filterbank(self.audio.sample_rate, self.n_fft, self.n_mels)
+        spectrum = stft(clips, self.n_fft, self.hop_length, self.frames)
+        power = spectrum.real**2 + spectrum.imag**2
+        mel = self.compress(power @ filters.T.astype(clips.dtype), jnp)
+        return self._to_bytes(mel.astype(jnp.float32), jnp)
+
+    def network_input(self, stored):
+        return stored.astype("float32") / 255 * 2 - 1
+
+    def decode(self, x):
+        low, high = self.limits
+        return (x - 1) * ((high - low) / 2) + high
+
+    def to_power(self, x):
+        """What a network sees, `[frames, mels]`, to power in JAX; 1 is the clip's maximum."""
+        import jax.numpy as jnp
+
+        return jnp.exp(self.decode(x) * (math.log(10) / 20)) ** 2
+
+    def from_power(self, power):
+        """Undoes `to_power`, relative to the maximum: `[frames, mels]` as a network sees it."""
+        import jax.numpy as jnp
+
+        low, high = self.limits
+        return (self.compress(power, jnp) - high) / ((high - low) / 2) + 1
+
+    def describe(self) -> str:
+        return f"log-mel of {self.frames} frames x {self.n_mels} bands"
+
+    def plot(self, axes, values: np.ndarray, seconds: float | None = None) -> None:
+        if seconds is None:
+            seconds = len(values) * self.hop_length / self.audio.sample_rate
+        low, high = self.limits
+        axes.imshow(
+            values.T,
+            origin="lower",
+            aspect="auto",
+            extent=(0, seconds, 0, self.n_mels),
+            vmin=low,
+            vmax=high,
+            cmap="magma",
+        )
+        edges = mel_edges(self.audio.sample_rate, self.n_mels)
+        ticks = [hz for hz in _HZ_TICKS if hz <= edges[-1]]
+        # Filter m peaks at edge m + 1, and is drawn around m + 1/2.
+        places = np.interp(ticks, edges[1:-1], np.arange(self.n_mels) + 0.5)
+        axes.set_yticks(places, labels=[f"{hz:,}" for hz in ticks])
+        axes.set(ylabel="Hz")
+
+    def _to_bytes(self, values, xp):
+        low, high = self.limits
+        return xp.round((values - low) * (255 / (high - low)))
+
+
+FEATURES = {feature.name: feature for feature in (Mel, Waveform)}
+
+
+def make_features(names: Sequence[str], config: Mapping) -> tuple[Feature, ...]:
+    """The features of these names, with a config's settings.
+
+    Raises:
+        InputError: an unknown name, or a setting that is missing, unknown or impossible.
+    """
+    for name in names:
+        if name not in FEATURES:
+            raise InputError(f"no stored feature {name!r}: one of {', '.join(FEATURES)}")
+    return tuple(FEATURES[name].from_config(config) for name in names)
+
+
+def folder_name(names: Sequence[str]) -> str:
+    """The folder of records that hold these features."""
+    return "_".join(names)
+
+
+def settings_of(features: Sequence[Feature]) -> dict[str, dict[str, Any]]:
+    """All settings of features, by the part of the config: what is stored with records."""
+    parts = {feature.name: feature.settings for feature in features if feature.settings}
+    return {"audio": dataclasses.asdict(features[0].audio)} | parts
 
 
 def mel_edges(sample_rate: int, n_mels: int) -> np.ndarray:
@@ -134,7 +357,15 @@ def mel_edges(sample_rate: int, n_mels: int) -> np.ndarray:
 
 
 def mel_filterbank(sample_rate: int, n_fft: int, n_mels: int) -> np.ndarray:
-    """Triangular filters of unit area between `mel_edges`: `[mels, 1 + n_fft // 2] float32`."""
+    """Triangular filters of unit area between `mel_edges`: `[mels, 1 + n_fft // 2] float32`.
+
+    Examples:
+        >>> filters = mel_filterbank(sample_rate=16000, n_fft=2048, n_mels=128)
+        >>> filters.shape
+        (128, 1025)
+        >>> bool((filters >= 0).all())
+        True
+    """
     edges = mel_edges(sample_rate, n_mels)
     ramps = edges[:, None] - np.fft.rfftfreq(n_fft, 1 / sample_rate)[None, :]
     widths = np.diff(edges)[:, None]
@@ -144,32 +375,54 @@ def mel_filterbank(sample_rate: int, n_fft: int, n_mels: int) -> np.ndarray:
     return (weights * (2.0 / (edges[2:] - edges[:-2]))[:, None]).astype(np.float32)
 
 
-def encode_mel(db: np.ndarray, top_db: float) -> np.ndarray:
-    """Log-mel to its storage form: `[...] float32`, dB in [-top_db, 0], to `[...] uint8`."""
-    return np.round((db + top_db) * (255 / top_db)).astype(np.uint8)
+def hann(size: int, dtype: Any) -> np.ndarray:
+    """The periodic Hann window `[size]`. (Importing scipy.signal takes half a second.)"""
+    return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)).astype(dtype)
 
 
-def encode_waveform(waveform: np.ndarray) -> np.ndarray:
-    """Samples to their storage form, clipping overshoot: `[...] float32` to `[...] int16`."""
-    return np.clip(np.round(waveform * 32768.0), -32768, 32767).astype(np.int16)
-
-
-def to_network_input(feature: str, stored):
-    """Storage form to what a network sees; numpy or JAX arrays alike.
+def stft(x, n_fft: int, hop_length: int, frames: int | None = None):
+    """Hann-windowed, centred frames in JAX, as librosa's.
 
     Args:
-        feature: `mel` or `waveform`.
-        stored: `[batch, frames, mels] uint8` or `[batch, samples] int16`.
+        x: `[..., samples]`, float32 or float64, in whose precision it computes.
+        n_fft: window of a frame, in samples.
+        hop_length: distance of two frames, in samples.
+        frames: how many from the start on; default: all.
 
     Returns:
-        The same shape, float32, in [-1, 1].
+        `[..., frames, 1 + n_fft // 2]`, complex.
     """
-    if feature == "mel":
-        return stored.astype("float32") / 255 * 2 - 1
-    return stored.astype("float32") / 32768
+    import jax.numpy as jnp
+
+    starts = np.arange(0, x.shape[-1] + 1, hop_length)[:frames]
+    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(n_fft // 2,) * 2])
+    windows = padded[..., starts[:, None] + np.arange(n_fft)]
+    return jnp.fft.rfft(windows * hann(n_fft, x.dtype))
 
 
-def mel_to_db(x, top_db: float):
-    """Undoes `to_network_input` of a mel: `[...] float32` in [-1, 1] to dB in [-top_db, 0], at most
-    `top_db / 510` off what was stored."""
-    return (x - 1) * (top_db / 2)
+@functools.cache
+def _window_and_filters(
+    mel: Mel, precision: type[np.floating]
+) -> tuple[np.ndarray, scipy.sparse.csr_array]:
+    """A log-mel's window and filterbank, made once a process."""
+    filters = mel_filterbank(mel.audio.sample_rate, mel.n_fft, mel.n_mels)
+    return hann(mel.n_fft, precision), scipy.sparse.csr_array(filters)
+
+
+def _pick(part: str, given: Mapping, names: Sequence[str]) -> dict[str, Any]:
+    """The settings of these names; raises InputError if they are not exactly those given."""
+    given = dict(given)
+    if different := sorted(given.keys() ^ set(names)):
+        problem = "unknown" if different[0] in given else "missing"
+        raise InputError(f"the setting {part}.{different[0]} is {problem}")
+    return {name: given[name] for name in names}
+
+
+def _check_positive(part: str, settings: Any) -> None:
+    """Raises InputError for a setting that is no number above 0."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if field.name != "audio" and not (
+            isinstance(value, int | float) and 0 < value < float("inf")
+        ):
+            raise InputError(f"{part}.{field.name}={value!r}: need a number above 0")

@@ -10,12 +10,13 @@ large batches, a second one helps).
 
 import functools
 import gc
+import itertools
 import math
 import mmap
 import os
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -27,8 +28,8 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from mgc_jax import parallel
-from mgc_jax.data import VERSION, shards
-from mgc_jax.data.features import ClipSettings
+from mgc_jax.data import shards
+from mgc_jax.data.features import FEATURES, make_features, settings_of
 from mgc_jax.errors import InputError
 
 # JAX on a CPU takes memory as it is, without a copy, from such addresses on.
@@ -82,7 +83,7 @@ class BufferPool:
 class Split:
     """One split of a prepared data set, as a sequence of clips."""
 
-    def __init__(self, info: tfds.core.DatasetInfo, name: str, feature_names: tuple[str, ...]):
+    def __init__(self, info: tfds.core.DatasetInfo, name: str, feature_names: Sequence[str]):
         split = info.splits[name]
         files = [os.fspath(path) for path in split.filepaths]
         self._index = shards.load_index(files, split.shard_lengths, name)
@@ -213,12 +214,13 @@ class Split:
 
     def _copy(self, rows: np.ndarray, buffer: np.ndarray) -> np.ndarray:
         large = len(buffer) > _CACHED
-        files, copies = self._arrays if large else self._views, []
+        files = self._arrays if large else self._views
+        copies = []
         for name, part in self._parts(len(rows), buffer):
-            part, end = part if large else memoryview(part), 0
-            for shard, clip in self._slices(name, rows):
-                start, end = end, end + clip.stop - clip.start
-                copies.append((part[start:end], files[shard][clip]))
+            target = part if large else memoryview(part)
+            size = self._size(name)
+            for place, (shard, clip) in enumerate(self._slices(name, rows)):
+                copies.append((target[place * size : (place + 1) * size], files[shard][clip]))
         if large:
             other_half = _second_thread.submit(_copy_all, copies[1::2])
             _copy_all(copies[::2])
@@ -274,33 +276,25 @@ class ClipDataset(NamedTuple):
     metadata: Mapping
 
 
-def dataset_path(config: ConfigDict, feature_names: tuple[str, ...]) -> epath.Path:
-    """Where a config's records for these features are, or would be."""
-    return epath.Path(config.data_dir) / config.dataset / "_".join(feature_names) / VERSION
-
-
-def open_dataset(config: ConfigDict, feature_names: tuple[str, ...]) -> ClipDataset:
+def open_dataset(config: ConfigDict, feature_names: Sequence[str]) -> ClipDataset:
     """Opens the records that `prepare` wrote for a config.
 
     Those in a bucket (`gs://`) are copied to this machine first.
 
     Args:
-        config: keys `dataset`, `data_dir`, `audio`, `mel`.
+        config: keys `dataset`, `data_dir`, `audio` and those of the features.
         feature_names: what to read; a data set that holds more will do.
 
     Raises:
         InputError: there are none, they are damaged, or were made with other audio settings.
     """
-    candidates = [dataset_path(config, names) for names in (feature_names, ("mel", "waveform"))]
-    found = [path for path in candidates if shards.exists(path / "dataset_info.json")]
-    if not found:
-        raise InputError(
-            f"no TFRecords in {candidates[0]}: make them with `python -m mgc_jax.prepare "
-            "--config=... --audio_dir=...`, or let --config.data_dir name the folder that has them"
-        )
-    path = shards.stage(found[0]) if "://" in str(found[0]) else Path(found[0])
+    features = make_features(feature_names, config)
+    path = _find_records(config, feature_names)
+    if "://" in str(path):
+        path = shards.stage(path)
+    path = Path(path)
     info = tfds.builder_from_directory(path).info
-    _check_settings(path, info.metadata["settings"], ClipSettings.from_config(config))
+    _check_settings(path, info.metadata["settings"], settings_of(features))
     return ClipDataset(
         path=path,
         genres=info.features["label"].names,
@@ -309,11 +303,34 @@ def open_dataset(config: ConfigDict, feature_names: tuple[str, ...]) -> ClipData
     )
 
 
-def _check_settings(path: Path, stored: Mapping, wanted: ClipSettings) -> None:
+def _find_records(config: ConfigDict, names: Sequence[str]) -> epath.Path:
+    """The folder of records of exactly these features, or else of more."""
+    exact = shards.dataset_path(config, names)
+    others = [
+        shards.dataset_path(config, held)
+        for size in range(len(names), len(FEATURES) + 1)
+        for held in itertools.combinations(FEATURES, size)
+        if set(held) >= set(names)
+    ]
+    for path in [exact, *others]:
+        if shards.exists(path / "dataset_info.json"):
+            return path
+    raise InputError(
+        f"no TFRecords in {exact}: make them with `python -m mgc_jax.prepare "
+        "--config=... --audio_dir=...`, or let --config.data_dir name the folder that has them"
+    )
+
+
+def _check_settings(path: Path, stored: Mapping, wanted: Mapping) -> None:
+    """Raises InputError where records were not made with the settings of the features to read."""
+    if "audio" not in stored:  # version 1.0.0: those of audio and mel in one
+        audio = {name: stored[name] for name in wanted["audio"]}
+        stored = {"audio": audio, "mel": {k: v for k, v in stored.items() if k not in audio}}
     differences = [
-        f"{name} is {value} there, {getattr(wanted, name)} in the config"
-        for name, value in stored.items()
-        if value != getattr(wanted, name)
+        f"{part}.{name} is {stored.get(part, {}).get(name)} there, {value} in the config"
+        for part, settings in wanted.items()
+        for name, value in settings.items()
+        if stored.get(part, {}).get(name) != value
     ]
     if differences:
         raise InputError(

@@ -18,8 +18,11 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 from etils import epath
+from ml_collections import ConfigDict
 
 from mgc_jax import console
+from mgc_jax.data import VERSION
+from mgc_jax.data.features import folder_name
 from mgc_jax.errors import InputError
 from mgc_jax.files import replacing
 
@@ -45,6 +48,11 @@ class Index(NamedTuple):
     shard: np.ndarray
     offsets: dict[str, np.ndarray]
     labels: dict[str, np.ndarray]
+
+
+def dataset_path(config: ConfigDict, feature_names: Sequence[str]) -> epath.Path:
+    """Where a config's records of these features are, or would be."""
+    return epath.Path(config.data_dir) / config.dataset / folder_name(feature_names) / VERSION
 
 
 def load_index(files: Sequence[str], lengths: Sequence[int], split: str) -> Index:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from absl import flags
 
 from mgc_jax import cli
-from mgc_jax.data.features import ClipSettings
+from mgc_jax.data.features import make_features
 from mgc_jax.models import MODELS, count_parameters, create_model
 
 _DEPTH = flags.DEFINE_integer("depth", 2, "Levels of modules to list.", lower_bound=1)
@@ -20,11 +20,11 @@ _WIDTH = flags.DEFINE_integer("width", 150, "Columns of the tables.", lower_boun
 def main(argv: list[str]) -> None:
     from mgc_jax.configs import default
 
-    settings = ClipSettings.from_config(default.get_config())
+    config = default.get_config()
     totals = []
     for name in argv[1:] or MODELS:
         model = create_model(name)
-        inputs = [jnp.zeros((1, *settings.shape(feature))) for feature in model.inputs]
+        inputs = [jnp.zeros((1, *f.shape)) for f in make_features(model.inputs, config)]
         table = model.tabulate(
             jax.random.key(0),
             *inputs,

@@ -3,12 +3,13 @@
 Every clip draws from a key of its own, made of the seed, the step and the clip's position in the
 global batch, so that what it gets does not depend on the number of devices, nor on where a run was
 interrupted. A network with two inputs gets one draw for both. All of it works on network inputs
-(`features.to_network_input`): waveforms, and log-mels scaled to [-1, 1]. What is switched off is
+(`Feature.network_input`): waveforms, and log-mels scaled to [-1, 1]. What is switched off is
 not in the compiled step at all.
 """
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mgc_jax import parallel
-from mgc_jax.data.features import ClipSettings, mel_edges, mel_filterbank, mel_to_db
+from mgc_jax.data.features import Feature, Mel, hann, mel_edges, mel_filterbank, stft
 from mgc_jax.errors import InputError
 
 # How far the phase of a bin is from the next one's in music seen through a Hann window, to add
@@ -38,7 +39,7 @@ class Draw(NamedTuple):
         gain: factor of the waveform; float32 scalar.
         noise: white, of unit power, `[samples] float32`.
         noise_level: its root mean square over the clip's, 0 for none; float32 scalar.
-        masked: what SpecAugment hides of the mel, `[frames, mels] bool`.
+        masked: what SpecAugment hides of each log-mel, by its name: `[frames, mels] bool`.
         mix: share of the clip that mixup leaves, float32 scalar in [0, 1].
     """
 
@@ -47,22 +48,32 @@ class Draw(NamedTuple):
     gain: jax.Array
     noise: jax.Array
     noise_level: jax.Array
-    masked: jax.Array
+    masked: dict[str, jax.Array]
     mix: jax.Array
 
 
 class Augmenter:
     """Draws and applies what the `augment` part of a config asks for."""
 
-    def __init__(self, config: ConfigDict):
+    def __init__(self, config: ConfigDict, features: Sequence[Feature]):
         """Checks the strengths.
 
+        Args:
+            config: as in `configs/default.py`.
+            features: the network's inputs.
+
         Raises:
-            InputError: one is out of its range.
+            InputError: a strength is out of its range.
         """
-        self._config, self._seed = config.augment, config.seed
-        self._clips = ClipSettings.from_config(config)
-        _check(config.augment, self._clips)
+        self._config = config.augment
+        self._seed = config.seed
+        self._features = {feature.name: feature for feature in features}
+        self._audio = features[0].audio
+        self._mels = [feature for feature in features if isinstance(feature, Mel)]
+        # Shifts are whole frames of a log-mel, and a waveform is stretched in its windows, be it
+        # that the network sees the waveform alone.
+        self._frame = self._mels[0] if self._mels else Mel.from_config(config)
+        _check(config.augment, self._mels, self._frame)
 
     def __call__(self, batch: Mapping[str, jax.Array], step: jax.Array) -> dict[str, jax.Array]:
         """Augments one replica's part of a batch.
@@ -71,8 +82,8 @@ class Augmenter:
         clip with the next one in the global batch, which the shuffle has made a random one.
 
         Args:
-            batch: `mel` `[batch, frames, mels]` and/or `waveform` `[batch, samples]`, float32 as
-                the network takes them; `label` `[batch] int32`.
+            batch: the features, `[batch, *shape] float32` as the network takes them; `label`
+                `[batch] int32`.
             step: of the training, int32 scalar.
 
         Returns:
@@ -83,9 +94,9 @@ class Augmenter:
         key = jax.random.fold_in(key, step)
         positions = parallel.positions(len(batch["label"]))
         draws = jax.vmap(self.draw)(jax.vmap(jax.random.fold_in, (None, 0))(key, positions))
-        apply = {"mel": self.mel, "waveform": self.waveform}
         inputs = {
-            name: jax.vmap(apply[name])(draws, batch[name]) for name in apply if name in batch
+            name: jax.vmap(functools.partial(self.apply, feature))(draws, batch[name])
+            for name, feature in self._features.items()
         }
         if not self._config.mixup_alpha:
             return {**batch, **inputs}
@@ -100,16 +111,21 @@ class Augmenter:
 
     def draw(self, key: jax.Array) -> Draw:
         """Draws for one clip from its key, using no key twice."""
-        c, s = self._config, self._clips
+        c = self._config
         keys = dict(zip(_KEYS, jax.random.split(key, len(_KEYS)), strict=True))
-        uniform, chosen = jax.random.uniform, jax.random.bernoulli
-        log_rate = math.log(c.stretch_max_rate) * uniform(keys["rate"], minval=-1)
-        shift = round(c.shift_seconds * s.sample_rate / s.hop_length)
+        uniform = jax.random.uniform
+        chosen = jax.random.bernoulli
+        max_rate = c.stretch_max_rate if c.stretch_probability else 1.0
+        log_rate = math.log(max_rate) * uniform(keys["rate"], minval=-1)
+        shift = round(c.shift_seconds * self._audio.sample_rate / self._frame.hop_length)
         snr_db = uniform(keys["snr"], minval=c.noise_min_snr_db, maxval=c.noise_max_snr_db)
-        frames = _mask(keys["frames"], c.time_masks, c.time_mask_frames, s.frames)
-        bands = _mask(keys["bands"], c.mel_masks, c.mel_mask_bands, s.n_mels)
+        masked = {}
+        for mel in self._mels:
+            frames = _mask(keys["frames"], c.time_masks, c.time_mask_frames, mel.frames)
+            bands = _mask(keys["bands"], c.mel_masks, c.mel_mask_bands, mel.n_mels)
+            masked[mel.name] = frames[:, None] | bands
         alpha = c.mixup_alpha or 1.0
-        noise = jax.random.normal(keys["samples"], (s.clip_samples,))
+        noise = jax.random.normal(keys["samples"], (self._audio.clip_samples,))
         return Draw(
             rate=jnp.where(chosen(keys["stretch"], c.stretch_probability), jnp.exp(log_rate), 1.0),
             shift=jax.random.randint(keys["shift"], (), -shift, shift + 1),
@@ -117,57 +133,65 @@ class Augmenter:
             # A second reader besides: else XLA draws it anew in every overlapping frame.
             noise=noise / jnp.sqrt(jnp.mean(noise**2)),
             noise_level=_from_db(-snr_db) * chosen(keys["noise"], c.noise_probability),
-            masked=frames[:, None] | bands,
+            masked=masked,
             mix=jax.random.beta(keys["mix"], alpha, alpha),
         )
 
-    def waveform(self, draw: Draw, x: jax.Array) -> jax.Array:
+    def apply(self, feature: Feature, draw: Draw, x: jax.Array) -> jax.Array:
+        """Applies a draw to one clip of a feature, `[*shape] float32` as the network takes it."""
+        if isinstance(feature, Mel):
+            return self._apply_to_mel(feature, draw, x)
+        return self._apply_to_waveform(draw, x)
+
+    def _apply_to_waveform(self, draw: Draw, x: jax.Array) -> jax.Array:
         """Applies a draw to `[samples] float32`."""
-        c, s = self._config, self._clips
+        c = self._config
         if c.shift_seconds:
-            x = jnp.roll(x, -draw.shift * s.hop_length)
+            x = jnp.roll(x, -draw.shift * self._frame.hop_length)
         if c.stretch_probability:
-            x = jnp.where(draw.rate == 1, x, stretch_waveform(x, draw.rate, s.n_fft))
+            x = jnp.where(draw.rate == 1, x, stretch_waveform(x, draw.rate, self._frame.n_fft))
         if c.gain_db:
             x = x * draw.gain
         if c.noise_probability:
             x = x + draw.noise * draw.noise_level * jnp.sqrt(jnp.mean(x**2))
         return x
 
-    def mel(self, draw: Draw, x: jax.Array) -> jax.Array:
+    def _apply_to_mel(self, mel: Mel, draw: Draw, x: jax.Array) -> jax.Array:
         """Applies a draw to `[frames, mels] float32` in [-1, 1].
 
         A gain leaves no trace there, as the mel is relative to its own maximum.
         """
-        c, s = self._config, self._clips
+        c = self._config
         if c.shift_seconds:
-            x = jnp.roll(x, -draw.shift, axis=0)
+            x = jnp.roll(x, -draw.shift * self._frame.hop_length // mel.hop_length, axis=0)
         if c.stretch_probability:
-            x = jnp.where(draw.rate == 1, x, stretch_mel(x, draw.rate, s.top_db))
+            x = jnp.where(draw.rate == 1, x, stretch_mel(x, draw.rate, mel))
         if c.noise_probability:
-            noisy = add_noise_to_mel(x, draw.noise, draw.noise_level, s)
+            noisy = add_noise_to_mel(x, draw.noise, draw.noise_level, mel)
             x = jnp.where(draw.noise_level > 0, noisy, x)
         if c.time_masks or c.mel_masks:
-            x = jnp.where(draw.masked, x.mean(), x)
+            x = jnp.where(draw.masked[mel.name], x.mean(), x)
         return x
 
 
 def augmented_forms(
-    config: ConfigDict, feature: str, x: np.ndarray
+    config: ConfigDict, feature: Feature, x: np.ndarray
 ) -> list[tuple[str, np.ndarray]]:
     """A clip under each augmentation that a config has on, alone and at its strongest, to look at.
 
     Args:
         config: as in `configs/default.py`.
-        feature: `mel` or `waveform`.
-        x: `[frames, mels]` or `[samples]`, float32 as the network takes it.
+        feature: what `x` is of.
+        x: `[*shape] float32` as the network takes it.
 
     Returns:
         Names, and arrays of the same shape.
     """
-    c, augmenter = config.augment, Augmenter(config)
+    c = config.augment
+    augmenter = Augmenter(config, [feature])
     draw = augmenter.draw(jax.random.key(config.seed))
-    plain = Draw(1.0, 0, 1.0, draw.noise, 0.0, jnp.zeros_like(draw.masked), 1.0)
+    unmasked = jax.tree.map(jnp.zeros_like, draw.masked)
+    plain = Draw(1.0, 0, 1.0, draw.noise, 0.0, unmasked, 1.0)
     forms = {}
     if c.noise_probability:
         level = _from_db(-c.noise_min_snr_db)
@@ -175,11 +199,11 @@ def augmented_forms(
     if c.stretch_probability:
         for rate in (c.stretch_max_rate, 1 / c.stretch_max_rate):
             forms[f"time-stretched, rate {rate:.3g}"] = plain._replace(rate=rate)
-    if feature == "waveform" and c.gain_db:
+    if not isinstance(feature, Mel) and c.gain_db:
         forms[f"gain {c.gain_db:g} dB"] = plain._replace(gain=_from_db(c.gain_db))
-    if feature == "mel" and (c.time_masks or c.mel_masks):
+    if isinstance(feature, Mel) and (c.time_masks or c.mel_masks):
         forms["masks"] = plain._replace(masked=draw.masked)
-    apply = jax.jit(getattr(augmenter, feature))
+    apply = jax.jit(functools.partial(augmenter.apply, feature))
     return [(name, np.asarray(apply(form, x))) for name, form in forms.items()]
 
 
@@ -193,9 +217,7 @@ def soft_labels(batch: Mapping[str, jax.Array], classes: int) -> jax.Array:
     return share * labels + (1 - share) * jax.nn.one_hot(batch["other_label"], classes)
 
 
-def add_noise_to_mel(
-    x: jax.Array, noise: jax.Array, level: jax.Array, clips: ClipSettings
-) -> jax.Array:
+def add_noise_to_mel(x: jax.Array, noise: jax.Array, level: jax.Array, mel: Mel) -> jax.Array:
     """The log-mel of a noisy clip, from the clip's log-mel and the samples of the noise.
 
     With X and N the spectra of clip and noise, a band of weights F holds the power
@@ -208,27 +230,28 @@ def add_noise_to_mel(
         x: `[frames, mels] float32` in [-1, 1].
         noise: of unit power, `[samples] float32`.
         level: root mean square of the noise to add, over the clip's.
-        clips: how the log-mel was made.
+        mel: how the log-mel was made.
 
     Returns:
         `[frames, mels] float32` in [-1, 1], relative to its own maximum.
     """
-    filters = mel_filterbank(clips.sample_rate, clips.n_fft, clips.n_mels).T  # [bins, mels]
+    rate = mel.audio.sample_rate
+    filters = mel_filterbank(rate, mel.n_fft, mel.n_mels).T  # [bins, mels]
     turn = np.exp(1j * _PHASE_STEP * np.arange(len(filters))).astype(np.complex64)
-    spectrum = stft(noise, clips.n_fft, clips.hop_length)[: clips.frames]
-    power = _to_power(x, clips.top_db)
+    spectrum = stft(noise, mel.n_fft, mel.hop_length, mel.frames)
+    power = mel.to_power(x)
     noise_power = _filter(spectrum.real**2 + spectrum.imag**2, filters)
     cross = _filter((spectrum * turn).real, filters / np.sqrt(np.maximum(filters.sum(0), 1e-9)))
     # The mel's unit is unknown, but its energy is to the noise's as the clip's is. The filters are
     # triangles of unit area: times their widths, they add up to the same for every bin.
-    edges = mel_edges(clips.sample_rate, clips.n_mels)
+    edges = mel_edges(rate, mel.n_mels)
     widths = (edges[2:] - edges[:-2]).astype(np.float32)
     scale = level * jnp.sqrt((power @ widths).sum() / (noise_power @ widths).sum())
     noisy = power + scale**2 * noise_power + 2 * scale * jnp.sqrt(power) * cross
-    return _from_power(noisy, clips.top_db)
+    return mel.from_power(noisy)
 
 
-def stretch_mel(x: jax.Array, rate: jax.Array, top_db: float) -> jax.Array:
+def stretch_mel(x: jax.Array, rate: jax.Array, mel: Mel) -> jax.Array:
     """Plays a log-mel faster (rate above 1) or slower, its amplitudes interpolated over time.
 
     What runs off the end starts again from the beginning.
@@ -236,15 +259,15 @@ def stretch_mel(x: jax.Array, rate: jax.Array, top_db: float) -> jax.Array:
     Args:
         x: `[frames, mels] float32` in [-1, 1].
         rate: scalar.
-        top_db: range of the log-mel.
+        mel: how the log-mel was made.
 
     Returns:
         The same shape, relative to its own maximum.
     """
-    amplitude = jnp.sqrt(_to_power(x, top_db))
+    amplitude = jnp.sqrt(mel.to_power(x))
     before, after, weight = _positions(len(x), rate)
     amplitude = (1 - weight) * amplitude[before] + weight * amplitude[after]
-    return _from_power(amplitude**2, top_db)
+    return mel.from_power(amplitude**2)
 
 
 def stretch_waveform(x: jax.Array, rate: jax.Array, n_fft: int) -> jax.Array:
@@ -255,9 +278,9 @@ def stretch_waveform(x: jax.Array, rate: jax.Array, n_fft: int) -> jax.Array:
     """
     hop = n_fft // 4
     spectrum = phase_vocoder(stft(x, n_fft, hop), rate)
-    frames = jnp.fft.irfft(spectrum, n_fft) * _hann(n_fft)
+    frames = jnp.fft.irfft(spectrum, n_fft) * hann(n_fft, np.float32)
     # Windows weigh each sample by the sum of their squares, of which the frames hold one factor.
-    weight = _overlap_add(np.broadcast_to(_hann(n_fft) ** 2, frames.shape))
+    weight = _overlap_add(np.broadcast_to(hann(n_fft, np.float32) ** 2, frames.shape))
     return (_overlap_add(frames) / jnp.maximum(weight, 1e-9))[n_fft // 2 :][: len(x)]
 
 
@@ -283,14 +306,6 @@ def phase_vocoder(spectrum: jax.Array, rate: jax.Array) -> jax.Array:
     return ((1 - weight) * magnitude[before] + weight * magnitude[after]) * phase
 
 
-def stft(x: jax.Array, n_fft: int, hop: int) -> jax.Array:
-    """Hann-windowed, centred frames of `[samples] float32`, as librosa's: `[frames, bins]
-    complex64`."""
-    starts = np.arange(0, len(x) + 1, hop)
-    frames = jnp.pad(x, n_fft // 2)[starts[:, None] + np.arange(n_fft)]
-    return jnp.fft.rfft(frames * _hann(n_fft))
-
-
 def _filter(bins: jax.Array, filters: np.ndarray) -> jax.Array:
     """`[frames, bins] @ [bins, mels]`, without most of the zeros: a few bands at a time."""
     parts = []
@@ -306,10 +321,6 @@ def _overlap_add(frames: jax.Array) -> jax.Array:
     """Sums `[frames, n_fft]`, a quarter of n_fft apart, to `[samples]`."""
     parts = jnp.reshape(frames, (len(frames), 4, -1))
     return sum(jnp.pad(parts[:, i], ((i, 3 - i), (0, 0))) for i in range(4)).ravel()
-
-
-def _hann(size: int) -> np.ndarray:
-    return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)).astype(np.float32)
 
 
 def _positions(frames: int, rate: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -330,41 +341,37 @@ def _mask(key: jax.Array, count: int, longest: int, size: int) -> jax.Array:
     return ((places >= start) & (places < start + width)).any(axis=0)
 
 
-def _to_power(x: jax.Array, top_db: float) -> jax.Array:
-    """From [-1, 1], linear in dB, to power; 1 is the clip's maximum."""
-    return _from_db(mel_to_db(x, top_db)) ** 2
-
-
-def _from_power(power: jax.Array, top_db: float) -> jax.Array:
-    """Undoes `_to_power`, relative to the maximum, as `power_to_db(ref=max, top_db=top_db)`."""
-    db = 10 * jnp.log10(jnp.maximum(power / power.max(), 10 ** (-top_db / 10)))
-    return db / (top_db / 2) + 1
-
-
 def _from_db(db: jax.Array) -> jax.Array:
     """The ratio of amplitudes."""
     return jnp.exp(db * (math.log(10) / 20))
 
 
-def _check(c: ConfigDict, clips: ClipSettings) -> None:
-    """Raises InputError for a strength out of its range."""
+def _check(c: ConfigDict, mels: Sequence[Mel], frame: Mel) -> None:
+    """Raises InputError for a strength out of its range; what is off is not looked at."""
     ranges = {
         "noise_probability": (0, 1),
-        "noise_max_snr_db": (c.noise_min_snr_db, math.inf),
         "stretch_probability": (0, 1),
-        "stretch_max_rate": (1, math.inf),
         "gain_db": (0, math.inf),
-        "shift_seconds": (0, clips.clip_seconds),
+        "shift_seconds": (0, frame.audio.clip_seconds),
         "time_masks": (0, math.inf),
-        "time_mask_frames": (0, clips.frames),
         "mel_masks": (0, math.inf),
-        "mel_mask_bands": (0, clips.n_mels),
         "mixup_alpha": (0, math.inf),
     }
+    if c.noise_probability:
+        ranges["noise_max_snr_db"] = (c.noise_min_snr_db, math.inf)
+    if c.stretch_probability:
+        ranges["stretch_max_rate"] = (1, math.inf)
+    for mel in mels:
+        if c.time_masks:
+            ranges["time_mask_frames"] = (0, mel.frames)
+        if c.mel_masks:
+            ranges["mel_mask_bands"] = (0, mel.n_mels)
     for name, (low, high) in ranges.items():
         if not low <= c[name] <= high:
             raise InputError(
                 f"config.augment.{name}={c[name]:g} is not between {low:g} and {high:g}"
             )
-    if c.stretch_probability and clips.n_fft % 4:
-        raise InputError(f"time stretching needs a mel.n_fft that divides by 4, not {clips.n_fft}")
+    if c.stretch_probability and frame.n_fft % 4:
+        raise InputError(
+            f"time stretching needs a {frame.name}.n_fft that divides by 4, not {frame.n_fft}"
+        )

@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mgc_jax import cli, console, parallel
+from mgc_jax import console, parallel
 from mgc_jax.errors import InputError, Interrupted
 from mgc_jax.files import write_text
 from mgc_jax.results.evaluate import predict_split
 from mgc_jax.results.metrics import classification_metrics
+from mgc_jax.signals import stop_requests
 from mgc_jax.training.augment import Augmenter
 from mgc_jax.training.checkpoints import Checkpoints
 from mgc_jax.training.network import Network
@@ -36,7 +37,7 @@ from mgc_jax.training.step import (
 if TYPE_CHECKING:
     from mgc_jax.data.input_pipeline import ClipDataset
 
-# Of each step, logged.
+# What is logged of each step.
 _METRICS = ("loss", "top1", "grad_norm")
 # Requests to the loop; with several processes the highest of any counts.
 _GO_ON, _SAVE, _STOP = range(3)
@@ -67,7 +68,8 @@ class Progress:
 
 def is_finished(config: ConfigDict, progress: Progress) -> bool:
     """Whether a run has all its epochs, or stopped improving."""
-    waited, patience = progress.epoch - progress.best_epoch, config.early_stopping_epochs
+    waited = progress.epoch - progress.best_epoch
+    patience = config.early_stopping_epochs
     return progress.epoch >= config.num_epochs or 0 < patience <= waited
 
 
@@ -80,14 +82,14 @@ def load_progress(workdir: Path) -> Progress:
     return Progress(**json.loads(parallel.share_text(json.dumps(found or {}))))
 
 
-def train(config: ConfigDict, workdir: Path, dataset: "ClipDataset", network: Network) -> Progress:
+def train(network: Network, workdir: Path, dataset: "ClipDataset") -> Progress:
     """Trains or goes on training, up to `config.num_epochs`.
 
     `checkpoints/last` is what a restart goes on from, saved every `checkpoint_every_minutes` and
     after each epoch; `checkpoints/best` is the epoch with the lowest validation loss.
 
     Args:
-        config: as in `configs/default.py`.
+        network: to train, as its config says.
         workdir: where checkpoints and logs go.
         dataset: with the splits `train` and `validation`.
 
@@ -100,9 +102,9 @@ def train(config: ConfigDict, workdir: Path, dataset: "ClipDataset", network: Ne
     """
     with (
         Checkpoints(workdir, writing=parallel.is_main()) as checkpoints,
-        cli.stop_requests() as stop_requested,
+        stop_requests() as stop_requested,
     ):
-        training = _Training(config, workdir, dataset, network, checkpoints, stop_requested)
+        training = _Training(network, workdir, dataset, checkpoints, stop_requested)
         training.run()
         return training.progress
 
@@ -110,13 +112,25 @@ def train(config: ConfigDict, workdir: Path, dataset: "ClipDataset", network: Ne
 class _Training:
     """One start of a run: what its loop shares."""
 
-    def __init__(self, config, workdir, dataset, network, checkpoints, stop_requested):
-        self.config, self.workdir, self.dataset = config, workdir, dataset
-        self.checkpoints, self.stop_requested = checkpoints, stop_requested
+    def __init__(
+        self,
+        network: Network,
+        workdir: Path,
+        dataset: "ClipDataset",
+        checkpoints: Checkpoints,
+        stop_requested: Callable[[], bool],
+    ):
+        """Makes the state, or restores the one that was saved last."""
+        config = network.config
+        self.network = network
+        self.config = config
+        self.workdir = workdir
+        self.dataset = dataset
+        self.checkpoints = checkpoints
+        self.stop_requested = stop_requested
         self.split = dataset.splits["train"]
         self.steps = self.split.steps_per_epoch(config.batch_size)
-        self.model = network.module
-        self.state = create_train_state(config, network, self.steps)
+        self.state = create_train_state(network, self.steps)
         self.progress = Progress()
         self.restore()
         schedule = learning_rate_schedule(config, self.steps)
@@ -126,10 +140,12 @@ class _Training:
 
     def restore(self) -> None:
         """Starts from `last`, from `config.init_from`, or afresh: process 0's state for all."""
-        state, progress = self.state, self.progress
+        state = self.state
+        progress = self.progress
         if parallel.is_main():
             if restored := self.checkpoints.restore_last(state):
-                state, progress = restored[0], Progress(**restored[1])
+                state = restored[0]
+                progress = Progress(**restored[1])
                 console.log.info(
                     "resuming after step %d, %d of %d epochs done",
                     *(progress.step, progress.epoch, self.config.num_epochs),
@@ -143,19 +159,22 @@ class _Training:
         self.progress = Progress(**json.loads(text))
 
     def run(self) -> None:
-        config, progress = self.config, self.progress
-        labels, classes = self.split.labels["label"], len(self.dataset.genres)
-        weights = class_weights(labels, classes) if config.balance_classes else None
-        augment, features = Augmenter(config), self.model.inputs
+        """Trains until the run is finished."""
+        config = self.config
+        progress = self.progress
+        weights = None
+        if config.balance_classes:
+            weights = class_weights(self.split.labels["label"], len(self.network.genres))
+        augment = Augmenter(config, self.network.features)
 
         def step(state, batch):
             request = jax.lax.pmax(batch["request"].max(), parallel.AXIS)
-            state, metrics = train_step(state, batch, features, config, augment, weights)
+            state, metrics = train_step(state, batch, self.network, augment, weights)
             # One array: fetching each of them would take as long as fetching all.
             return state, jnp.stack([*(metrics[name] for name in _METRICS), request])
 
         self.step_fn = parallel.data_parallel(step, donate=True)
-        predict_fn = compile_predict_step(self.model)
+        predict_fn = compile_predict_step(self.network)
         batches = self.split.train_batches(config.batch_size, config.seed, progress.step)
         if config.profile and parallel.is_main():
             batches = _profiled(batches, self.workdir / "profile")
@@ -167,7 +186,8 @@ class _Training:
 
     def train_epoch(self, batches: Iterator[dict[str, np.ndarray]]) -> None:
         """What is left of an epoch. Metrics are fetched some steps late, so that no step waits."""
-        progress, end = self.progress, (self.progress.epoch + 1) * self.steps
+        progress = self.progress
+        end = (progress.epoch + 1) * self.steps
         share = self.config.batch_size // jax.process_count()
         requests = np.repeat(np.int32([[_GO_ON], [_SAVE], [_STOP]]), share, axis=1)
         self.request = _GO_ON
@@ -245,8 +265,10 @@ class _Training:
 
     def validate(self, predict_fn: Callable) -> None:
         """Ends an epoch: logs it, validates, and saves."""
-        config, progress = self.config, self.progress
-        epoch, step = progress.epoch + 1, progress.step
+        config = self.config
+        progress = self.progress
+        epoch = progress.epoch + 1
+        step = progress.step
         if not progress.counted:
             raise InputError(f"no step of epoch {epoch} was finite: lower config.learning_rate")
         scores = {name: getattr(progress, name) / progress.counted for name in ("loss", "top1")}
@@ -263,7 +285,8 @@ class _Training:
                 self.stop()
             return predict_fn(variables, batch)
 
-        variables, validation = self.state.evaluated, self.dataset.splits["validation"]
+        variables = self.state.evaluated
+        validation = self.dataset.splits["validation"]
         predictions = predict_split(predict, variables, validation, config.batch_size)
         held_out = classification_metrics(predictions, self.dataset.genres)
         held_out = {name: held_out[name] for name in ("loss", "top1", "f1", "f1_macro")}
@@ -282,13 +305,16 @@ class _Training:
             self.stop()
 
     def save(self) -> None:
+        """Saves `last`, the log first: no checkpoint may be ahead of it."""
         self.log.flush()
         self.checkpoints.save_last(self.state, dataclasses.asdict(self.progress))
         self.saved_at = time.monotonic()
 
     def stop(self) -> None:
+        """Ends the training after a request to stop."""
         self.line.clear()
-        step, total = self.progress.step, self.steps * self.config.num_epochs
+        step = self.progress.step
+        total = self.steps * self.config.num_epochs
         raise Interrupted(f"stopped after step {step} of {total}, which is saved")
 
 

@@ -2,6 +2,11 @@
 
 import dataclasses
 import functools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -9,8 +14,11 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from mgc_jax import parallel
-from mgc_jax.data.features import ClipSettings
+from mgc_jax.configs import default
+from mgc_jax.data.features import Feature, make_features
+from mgc_jax.errors import InputError
 from mgc_jax.models import count_parameters, create_model
+from mgc_jax.training.checkpoints import Checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,20 +26,24 @@ class Network:
     """What a config makes of a list of genres; without weights.
 
     Attributes:
-        module: the Flax module, its batch norm tied over all replicas.
-        settings: rate, clip length and log-mel settings.
+        config: as in `configs/default.py`.
         genres: names in label order.
-        seed: of the initial parameters.
+        module: the Flax module, its batch norm tied over all replicas.
+        features: the stored features that it reads, in the order of the module's `inputs`.
     """
 
-    module: nn.Module
-    settings: ClipSettings
+    config: ConfigDict
     genres: tuple[str, ...]
-    seed: int
+    module: nn.Module
+    features: tuple[Feature, ...]
 
     @classmethod
-    def from_config(cls, config: ConfigDict, genres: list[str]) -> "Network":
-        """The network of a config."""
+    def from_config(cls, config: ConfigDict, genres: Sequence[str]) -> "Network":
+        """Makes the network of a config.
+
+        Raises:
+            InputError: the config asks for a network, a field or a feature that there is not.
+        """
         module = create_model(
             config.model,
             len(genres),
@@ -39,16 +51,25 @@ class Network:
             axis_name=parallel.AXIS,
             **config.model_overrides,
         )
-        return cls(module, ClipSettings.from_config(config), tuple(genres), config.seed)
+        return cls(config, tuple(genres), module, make_features(module.inputs, config))
+
+    def inputs(self, stored: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """What the network sees of stored clips.
+
+        Args:
+            stored: the features, `[batch, *shape]` as stored, among others.
+
+        Returns:
+            The features alone, `[batch, *shape] float32`, in the order of the module's arguments.
+        """
+        return {f.name: f.network_input(stored[f.name]) for f in self.features}
 
     def init(self) -> dict:
-        """Initial parameters and statistics."""
-        inputs = [
-            jnp.zeros((1, *self.settings.shape(name)), jnp.float32) for name in self.module.inputs
-        ]
+        """Initial parameters and statistics; they depend on `config.seed`."""
+        inputs = [jnp.zeros((1, *feature.shape), jnp.float32) for feature in self.features]
         # train=False: there are no replicas outside pmap.
         init = jax.jit(lambda key: self.module.init(key, *inputs, train=False))
-        return init(jax.random.key(self.seed))
+        return init(jax.random.key(self.config.seed))
 
     @functools.cached_property
     def shapes(self) -> dict:
@@ -57,14 +78,13 @@ class Network:
 
     @property
     def parameters(self) -> int:
-        """Their number."""
+        """Number of trainable parameters."""
         return count_parameters(self.shapes)
 
 
 class TrainedRun(NamedTuple):
     """What a workdir holds of a run: its network with the weights of its best epoch."""
 
-    config: ConfigDict
     network: Network
     variables: dict
     epoch: int
@@ -81,7 +101,7 @@ def load_run(workdir: str | os.PathLike) -> TrainedRun:
         if not (workdir / part).exists():
             raise InputError(f"{workdir} holds no trained run: there is no {part} in it")
     try:
-        config = ConfigDict(json.loads((workdir / "config.json").read_text()))
+        config = with_defaults(json.loads((workdir / "config.json").read_text()))
         genres = json.loads((workdir / "genres.json").read_text())
         network = Network.from_config(config, genres)
         with Checkpoints(workdir) as checkpoints:
@@ -92,4 +112,14 @@ def load_run(workdir: str | os.PathLike) -> TrainedRun:
         # What json, ml_collections and orbax raise for a damaged file is any of these.
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise InputError(f"{workdir}: cannot read this run: {reason}") from error
-    return TrainedRun(config, network, variables, score["epoch"])
+    return TrainedRun(network, variables, score["epoch"])
+
+
+def with_defaults(stored: Mapping) -> ConfigDict:
+    """A stored config, with the default of every key that it lacks.
+
+    So an older run goes on as it was: a new key's default is what was done before there was one.
+    """
+    config = default.get_config()
+    config.update(stored)
+    return config

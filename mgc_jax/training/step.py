@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +15,6 @@ from flax.training import train_state
 from ml_collections import ConfigDict
 
 from mgc_jax import parallel
-from mgc_jax.data.features import to_network_input
 from mgc_jax.models.cpu_forms import on_cpu
 from mgc_jax.training.augment import Augmenter, soft_labels
 from mgc_jax.training.network import Network
@@ -42,10 +40,9 @@ class TrainState(train_state.TrainState):
         return self.average or self.variables
 
 
-def create_train_state(
-    config: ConfigDict, network: Network, steps_per_epoch: int = 1
-) -> TrainState:
-    """A fresh state on every device."""
+def create_train_state(network: Network, steps_per_epoch: int = 1) -> TrainState:
+    """A fresh state on every device; the schedule of `network.config` needs the steps."""
+    config = network.config
     variables = network.init()
     variables = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
     schedule = learning_rate_schedule(config, steps_per_epoch)
@@ -61,8 +58,7 @@ def create_train_state(
 def train_step(
     state: TrainState,
     batch: Mapping[str, jax.Array],
-    features: tuple[str, ...],
-    config: ConfigDict,
+    network: Network,
     augment: Augmenter | None = None,
     class_weights: np.ndarray | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -70,10 +66,9 @@ def train_step(
 
     Args:
         state: equal on all replicas.
-        batch: stored features (see `to_network_input`) and `label` `[batch] int32`.
-        features: the network's inputs, in order.
-        config: its keys `seed`, `label_smoothing`, `average_decay`, `skip_nonfinite` and
-            `optimizer.accumulate`.
+        batch: stored features and `label` `[batch] int32`.
+        network: of its config the keys `seed`, `label_smoothing`, `average_decay`,
+            `skip_nonfinite` and `optimizer.accumulate` count.
         augment: changes the batch first.
         class_weights: of each clip's loss, by its class: `[classes] float32`.
 
@@ -81,17 +76,17 @@ def train_step(
         The new state, and `loss`, `top1` and `grad_norm` over all replicas, float32 scalars; where
         mixup blended labels, top-1 is against the heavier one.
     """
+    config = network.config
     parts = config.optimizer.accumulate
     step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    inputs = {name: to_network_input(name, batch[name]) for name in features}
-    batch = {**inputs, "label": batch["label"]}
+    batch = {**network.inputs(batch), "label": batch["label"]}
     if augment:
         batch = augment(batch, state.step)
 
     def loss_fn(params, batch_stats, part, number):
         logits, updates = state.apply_fn(
             {"params": params, "batch_stats": batch_stats},
-            *(part[name] for name in features),
+            *(part[name] for name in network.module.inputs),
             train=True,
             mutable=["batch_stats"],
             rngs={"dropout": jax.random.fold_in(step_key, number)},
@@ -157,16 +152,16 @@ def class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
     return (len(labels) / (classes * counts)).astype(np.float32)
 
 
-def predict_step(variables: Mapping, batch: Mapping[str, jax.Array], model: nn.Module) -> jax.Array:
+def predict_step(variables: Mapping, batch: Mapping[str, jax.Array], network: Network) -> jax.Array:
     """Log-probabilities of the whole batch, on every replica: `[batch, classes] float32`."""
 
     def logits(stored):
-        inputs = [to_network_input(name, array) for name, array in stored.items()]
-        return model.apply(variables, *inputs, train=False)
+        return network.module.apply(variables, *network.inputs(stored).values(), train=False)
 
-    stored = {name: batch[name] for name in model.inputs}
+    stored = {name: batch[name] for name in network.module.inputs}
     (size,) = {len(array) for array in stored.values()}
-    at_once = math.gcd(size, model.clips_at_once) if model.clips_at_once and on_cpu() else size
+    clips_at_once = network.module.clips_at_once
+    at_once = math.gcd(size, clips_at_once) if clips_at_once and on_cpu() else size
     if at_once < size:  # one after another
         parts = jax.tree.map(lambda x: x.reshape(-1, at_once, *x.shape[1:]), stored)
         outputs = jax.lax.map(logits, parts).reshape(size, -1)
@@ -175,6 +170,6 @@ def predict_step(variables: Mapping, batch: Mapping[str, jax.Array], model: nn.M
     return jax.lax.all_gather(jax.nn.log_softmax(outputs), parallel.AXIS, tiled=True)
 
 
-def compile_predict_step(model: nn.Module) -> Callable:
+def compile_predict_step(network: Network) -> Callable:
     """`predict_step` over all devices: `(variables, batch) -> log_probs`."""
-    return parallel.data_parallel(lambda variables, batch: predict_step(variables, batch, model))
+    return parallel.data_parallel(lambda variables, batch: predict_step(variables, batch, network))

@@ -2,19 +2,23 @@
 
 import csv
 import datetime
+import functools
 import json
 import os
 import platform
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import jax
+import matplotlib.axes
 import numpy as np
 from ml_collections import ConfigDict
 
 from mgc_jax import console, models, parallel
-from mgc_jax.data import builders, features
-from mgc_jax.data.input_pipeline import ClipDataset, Split, dataset_path, open_dataset
+from mgc_jax.data import preparation, shards
+from mgc_jax.data.input_pipeline import ClipDataset, Split, open_dataset
+from mgc_jax.data.tracks import SKIPPED_FILE
 from mgc_jax.errors import InputError
 from mgc_jax.files import write_text
 from mgc_jax.results import report
@@ -22,7 +26,7 @@ from mgc_jax.results.evaluate import predict_split, write_evaluation
 from mgc_jax.results.metrics import Predictions
 from mgc_jax.training import loop
 from mgc_jax.training.augment import augmented_forms
-from mgc_jax.training.network import Network, load_run
+from mgc_jax.training.network import Network, load_run, with_defaults
 from mgc_jax.training.run_log import total_seconds, write_images
 from mgc_jax.training.step import compile_predict_step
 
@@ -63,7 +67,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, *, training: bool, com
     if parallel.is_main():
         _check_genres(workdir, dataset.genres)
     network = Network.from_config(config, dataset.genres)
-    _announce(config, workdir, dataset, network)
+    _announce(network, workdir, dataset)
     progress = loop.load_progress(workdir)
     reported = parallel.share_text(str((workdir / "report" / "index.html").exists())) == "True"
     if training and reported and loop.is_finished(config, progress):
@@ -73,15 +77,15 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, *, training: bool, com
         _summarise(workdir, json.loads((workdir / "report" / "metrics.json").read_text()))
         return
     if training:
-        progress = loop.train(config, workdir, dataset, network)
-    predictions, epoch = _evaluate(workdir, network, dataset.splits["test"], config.batch_size)
+        progress = loop.train(network, workdir, dataset)
+    predictions, epoch = _evaluate(workdir, network, dataset.splits["test"])
     if not parallel.is_main():
         return
     scores = write_evaluation(workdir, predictions, dataset.genres, epoch)
     report.write_report(
         workdir,
-        examples=_examples(config, dataset, feature_names[0]),
-        data=_describe_data(config, dataset),
+        examples=_examples(network, dataset),
+        data=_describe_data(network, dataset),
         run={
             "command": command,
             "devices": parallel.describe_devices(),
@@ -113,7 +117,8 @@ def _claim_workdir(workdir: Path, config: ConfigDict, *, new: bool) -> None:
         return
     if not os.access(workdir, os.W_OK):
         raise InputError(f"cannot write to --workdir={workdir}: permission denied")
-    stored, wanted = _flatten(json.loads(path.read_text())), _flatten(json.loads(config.to_json()))
+    stored = _flatten(json.loads(with_defaults(json.loads(path.read_text())).to_json()))
+    wanted = _flatten(json.loads(config.to_json()))
     differences = [
         f"{key} is {stored.get(key)!r} there, {wanted.get(key)!r} now"
         for key in sorted(stored.keys() | wanted.keys())
@@ -138,10 +143,10 @@ def _flatten(tree: dict, prefix: str = "") -> dict:
 
 def _make_demo_if_missing(config: ConfigDict, feature_names: tuple[str, ...]) -> None:
     """The demo needs nothing from the user, so it is not asked for."""
-    path = dataset_path(config, feature_names)
+    path = shards.dataset_path(config, feature_names)
     for mine in (parallel.is_main(), not parallel.is_main()):  # the others may see the same disk
         if config.dataset == "demo" and mine and not path.exists():
-            builders.prepare(config, feature_names, workers=os.cpu_count())
+            preparation.prepare(config, feature_names, workers=os.cpu_count())
         parallel.wait_for_main("demo")
 
 
@@ -155,11 +160,12 @@ def _check_genres(workdir: Path, genres: list[str]) -> None:
         )
 
 
-def _announce(config: ConfigDict, workdir: Path, dataset: ClipDataset, network: Network) -> None:
+def _announce(network: Network, workdir: Path, dataset: ClipDataset) -> None:
     """Says what is about to run."""
     sizes = ", ".join(f"{name} {len(split)}" for name, split in dataset.splits.items())
     console.log.info("devices   %s", parallel.describe_devices())
-    console.log.info("network   %s, %s parameters", config.model, f"{network.parameters:,}")
+    model = network.config.model
+    console.log.info("network   %s, %s parameters", model, f"{network.parameters:,}")
     console.log.info("data      %s: clips %s; %d genres", dataset.path, sizes, len(dataset.genres))
     console.log.info(
         "writes to %s: checkpoints/, metrics.jsonl, TensorBoard events, report/", workdir
@@ -168,12 +174,13 @@ def _announce(config: ConfigDict, workdir: Path, dataset: ClipDataset, network: 
 
 def _flops_per_clip(network: Network) -> float | None:
     """XLA's count for the forward and backward pass of one clip, where the platform counts."""
-    model, variables = network.module.clone(axis_name=None), network.shapes
-    shapes = [network.settings.shape(name) for name in model.inputs]
-    inputs = [jax.ShapeDtypeStruct((1, *shape), np.float32) for shape in shapes]
+    model = network.module.clone(axis_name=None)
+    variables = network.shapes
+    inputs = [jax.ShapeDtypeStruct((1, *f.shape), np.float32) for f in network.features]
 
     def loss(params, variables, *inputs):
-        variables, rngs = variables | {"params": params}, {"dropout": jax.random.key(0)}
+        variables = variables | {"params": params}
+        rngs = {"dropout": jax.random.key(0)}
         logits, _ = model.apply(variables, *inputs, train=True, mutable=["batch_stats"], rngs=rngs)
         return logits.sum()
 
@@ -181,44 +188,45 @@ def _flops_per_clip(network: Network) -> float | None:
     return (lowered.cost_analysis() or {}).get("flops")
 
 
-def _evaluate(
-    workdir: Path, network: Network, test: Split, batch_size: int
-) -> tuple[Predictions, int]:
+def _evaluate(workdir: Path, network: Network, test: Split) -> tuple[Predictions, int]:
     """The best checkpoint's predictions of the test split, and its epoch."""
-    variables, epoch = network.init(), 0
+    variables = network.init()
+    epoch = 0
     if parallel.is_main():
-        *_, variables, epoch = load_run(workdir)
+        _, variables, epoch = load_run(workdir)
     variables = parallel.replicate(parallel.share_arrays(variables))
-    predict_fn = compile_predict_step(network.module)
-    return predict_split(predict_fn, variables, test, batch_size), epoch
+    predict_fn = compile_predict_step(network)
+    return predict_split(predict_fn, variables, test, network.config.batch_size), epoch
 
 
 def _examples(
-    config: ConfigDict, dataset: ClipDataset, feature: str
-) -> list[tuple[str, np.ndarray]]:
-    """One test clip of each genre, and the first of them augmented, as the report plots them."""
+    network: Network, dataset: ClipDataset
+) -> list[tuple[str, Callable[[matplotlib.axes.Axes], None]]]:
+    """One test clip of each genre, and the first of them augmented: titles, and what draws each."""
+    feature = network.features[0]
     test = dataset.splits["test"]
     labels, rows = np.unique(test.labels["label"], return_index=True)
-    inputs = features.to_network_input(feature, test.gather(rows)[feature])
+    inputs = feature.network_input(test.gather(rows)[feature.name])
     tracks = test.labels["track_id"][rows]
     names = [dataset.genres[label] for label in labels]
     titles = [f"{name} (track {track})" for name, track in zip(names, tracks, strict=True)]
     examples = list(zip(titles, inputs, strict=True))
-    for form, array in augmented_forms(config, feature, inputs[0]):
+    for form, array in augmented_forms(network.config, feature, inputs[0]):
         examples.append((f"{names[0]}, {form}", array))
-    if feature == "waveform":
-        return examples
-    return [(title, features.mel_to_db(x, config.mel.top_db)) for title, x in examples]
+    return [
+        (title, functools.partial(feature.plot, values=feature.decode(x))) for title, x in examples
+    ]
 
 
-def _describe_data(config: ConfigDict, dataset: ClipDataset) -> dict:
+def _describe_data(network: Network, dataset: ClipDataset) -> dict:
     """What was read, used and skipped when the data set was prepared."""
     splits = dataset.metadata["splits"]
-    with open(dataset.path / builders.SKIPPED_FILE, newline="", encoding="utf-8") as file:
+    with open(dataset.path / SKIPPED_FILE, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return {
-        "dataset": config.dataset,
-        "features": " and ".join(models.inputs_of(config.model)),
+        "dataset": network.config.dataset,
+        "features": " and ".join(feature.name for feature in network.features),
+        "inputs": [feature.describe() for feature in network.features],
         "splits": splits,
         "tracks_listed": dataset.metadata["tracks_listed"],
         "tracks_used": sum(split["tracks"] for split in splits.values()),
