@@ -71,10 +71,10 @@ def main(argv: list[str]) -> None:
     config = _CONFIG.value
     if _DATA_DIR.value:
         config.data_dir = _DATA_DIR.value
-    from mgc_jax.data import builders
+    from mgc_jax.data import preparation
     from mgc_jax.models import inputs_of
 
-    builders.prepare(
+    preparation.prepare(
         config,
         inputs_of(config.model),
         audio_dir=_AUDIO_DIR.value,

@@ -12,7 +12,7 @@ from conftest import write_audio
 from test_datasets import write_metadata
 
 from mgc_jax.configs import default
-from mgc_jax.data import builders, download
+from mgc_jax.data import download, preparation
 from mgc_jax.data.input_pipeline import open_dataset
 from mgc_jax.errors import InputError
 
@@ -124,6 +124,6 @@ def test_prepare_downloads_what_it_needs(server, tmp_path):
     config = default.get_config()
     for name, sources in {"there": {"audio_dir": tmp_path / "fma_small"}, "fetched": {}}.items():
         config.data_dir = str(tmp_path / name)
-        builders.prepare(config, ("mel",), download=True, **sources)
+        preparation.prepare(config, ("mel",), download=True, **sources)
         assert len(server.starts) == (0 if sources else 2)
         assert open_dataset(config, ("mel",)).metadata["tracks_listed"] == 3

@@ -1,4 +1,4 @@
-"""Lists of tracks, and the TFDS builders that turn them into TFRecords of clips.
+"""From audio files to batches on the device; knows no training step and no network.
 
 Nothing is imported here: worker processes import the light modules of this package alone.
 """

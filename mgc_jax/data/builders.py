@@ -8,6 +8,7 @@ One record is one clip. A data set's own part is its list of tracks; everything 
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
@@ -18,7 +19,7 @@ from tensorflow_datasets.core import writer
 
 from mgc_jax import console, data
 from mgc_jax.data.clips import Clip
-from mgc_jax.data.features import Feature, folder_name, settings_of
+from mgc_jax.data.features import FEATURES, Feature, folder_name, settings_of
 from mgc_jax.data.tracks import (
     SPLITS,
     Skipped,
@@ -45,6 +46,11 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """
 
     VERSION = tfds.core.Version(data.VERSION)
+    BUILDER_CONFIGS = [
+        tfds.core.BuilderConfig(name=folder_name(names))
+        for size in range(1, len(FEATURES) + 1)
+        for names in itertools.combinations(FEATURES, size)
+    ]
     SYNTHETIC = False
 
     def __init__(
@@ -66,9 +72,9 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self._examples_of = functools.partial(_examples_of, clips_of=clips_of)
         self._max_skipped = max_skipped
         self._facts = facts
-        about = " and ".join(feature.describe() for feature in clip_features)
         name = folder_name([feature.name for feature in clip_features])
-        super().__init__(config=tfds.core.BuilderConfig(name=name, description=about), **kwargs)
+        config = self.builder_configs.get(name) or tfds.core.BuilderConfig(name=name)
+        super().__init__(config=config, **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
         clip = {
