@@ -171,7 +171,7 @@ class Mel(Feature):
     """The log-mel spectrogram relative to the clip's own maximum, stored as uint8.
 
     A network sees `[batch, frames, mels] float32` in [-1, 1], linear in dB. A mel of another
-    compression is a subclass with its own `name`, `compress` and `limits`.
+    compression is a subclass with its own `name`, `limits`, `compress` and inverses.
 
     Attributes:
         n_fft: window of a frame, in samples.
@@ -278,8 +278,9 @@ class Mel(Feature):
         """Undoes `to_power`, relative to the maximum: `[frames, mels]` as a network sees it."""
         import jax.numpy as jnp
 
-        low, high = self.limits
-        return (self.compress(power, jnp) - high) / ((high - low) / 2) + 1
+        floor = 10 ** (-self.top_db / 10)
+        db = 10 * jnp.log10(jnp.maximum(power / power.max(), floor))
+        return db / (self.top_db / 2) + 1
 
     def describe(self) -> str:
         return f"log-mel of {self.frames} frames x {self.n_mels} bands"

@@ -106,14 +106,18 @@ def reliability_figure(metrics: Mapping) -> Figure:
     return figure
 
 
-def examples_figure(examples: Examples, config: Mapping) -> Figure:
-    """Draws log-mels [frames, mels] (dB, one colour scale) and waveforms [samples] over seconds."""
-    columns, rows = max(1, min(2, len(examples))), max(1, math.ceil(len(examples) / 2))
+def examples_figure(examples: Examples) -> Figure:
+    """Lays out examples of a network's input over time; each draws itself."""
+    columns = max(1, min(2, len(examples)))
+    rows = max(1, math.ceil(len(examples) / 2))
     figure = Figure(figsize=(_WIDTH * 1.15, 1.75 * rows + 0.6), layout="constrained")
-    alike = len({np.ndim(array) for _, array in examples}) == 1
-    grid = figure.subplots(rows, columns, squeeze=False, sharex=alike, sharey=alike)
-    for axes, (title, array) in zip(grid.flat, examples, strict=False):
-        _draw_example(axes, title, np.asarray(array), config)
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    for axes, (title, draw) in zip(grid.flat, examples, strict=False):
+        draw(axes)
+        lines = textwrap.fill(title, 32, max_lines=2, placeholder="…")
+        axes.set_title(lines, fontsize=9.5, loc="left", parse_math=False)
+        axes.xaxis.set_major_locator(MaxNLocator(3))
+        axes.yaxis.label.set_visible(axes.get_subplotspec().is_first_col())
     for axes in grid.flat[len(examples) :]:
         axes.set_axis_off()
     images = [image for axes in grid.flat for image in axes.images]
@@ -144,22 +148,3 @@ def intervals_figure(runs: Sequence[tuple[str, float, Sequence[float], float | N
     axes.grid(axis="x", color="#e5e5e5")
     figure.legend(loc="outside upper right", ncols=2, fontsize=9)
     return figure
-
-
-def _draw_example(axes, title: str, array: np.ndarray, config: Mapping) -> None:
-    rate = config["audio"]["sample_rate"]
-    lines = textwrap.fill(title, 32, max_lines=2, placeholder="…")
-    axes.set_title(lines, fontsize=9.5, loc="left", parse_math=False)
-    if array.ndim == 1:
-        axes.plot(np.arange(array.size) / rate, array, color=_BLUE, linewidth=0.5)
-        axes.set(xmargin=0, ylabel="amplitude")
-    elif array.ndim == 2:
-        extent = (0, array.shape[0] * config["mel"]["hop_length"] / rate, 0, array.shape[1])
-        style = {"vmin": -config["mel"]["top_db"], "vmax": 0, "cmap": "magma", "origin": "lower"}
-        axes.imshow(array.T, aspect="auto", extent=extent, **style)
-        axes.set(ylabel="mel band")
-    else:
-        raise ValueError(f"example {title!r}: shape {array.shape} is not [frames, mels] or [n]")
-    axes.xaxis.set_major_locator(MaxNLocator(3))
-    axes.yaxis.set_major_locator(MaxNLocator(4))
-    axes.yaxis.label.set_visible(axes.get_subplotspec().is_first_col())

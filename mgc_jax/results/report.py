@@ -118,7 +118,7 @@ def write_report(
             "confusion_matrix_clips": _confusion("clip", metrics, genres),
             "training_curves": plots.curves_figure(log, metrics["epoch"]),
             "reliability": plots.reliability_figure(metrics),
-            "spectrograms": plots.examples_figure(examples, config),
+            "spectrograms": plots.examples_figure(examples),
         }.items()
     }
     body = PAGE.format(
