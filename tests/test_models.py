@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mgc_jax.errors import InputError
-from mgc_jax.models import MODELS, count_parameters, create_model, layers
+from mgc_jax.models import MODELS, count_parameters, cpu_forms, create_model, layers
 
 PARAMETERS = {  # as the source counts them
     "baseline_a_1d": 645_080,
@@ -69,16 +69,16 @@ def test_cpu_forms_equal_the_plain_ones(shape, monkeypatch):
     stem = layers.StemConv(4)
     stem_variables = stem.init(jax.random.key(2), x[..., :1])
     functions = (
-        layers.max_pool_3x3,
-        layers.avg_pool_2x2,
-        lambda x: layers.max_pool_time(x[:, 0], 2),
+        cpu_forms.max_pool_3x3,
+        cpu_forms.avg_pool_2x2,
+        lambda x: cpu_forms.max_pool_time(x[:, 0], 2),
         lambda x: point.apply(variables, x),
         lambda x: stem.apply(stem_variables, x[..., :1]),
     )
     for function in functions:
         found = []
         for cpu in (True, False):
-            monkeypatch.setattr(layers, "on_cpu", lambda cpu=cpu: cpu)
+            monkeypatch.setattr(cpu_forms, "on_cpu", lambda cpu=cpu: cpu)
             gradient = jax.grad(lambda x, f=function: jnp.sum(f(x) ** 2))(x)
             found.append((function(x), gradient))
         for ours, plain in zip(*found, strict=True):
@@ -108,9 +108,10 @@ def test_square_convolution_equals_flax(size, train):
     flax = nn.Conv(3, (3, 3), padding=1, use_bias=False, kernel_init=nn.initializers.he_normal())
     variables, ours = flax.init(jax.random.key(1), x), layers.SquareConv(3)
     np.testing.assert_array_equal(
-        ours.init(jax.random.key(1), x, train)["params"]["kernel"], variables["params"]["kernel"]
+        ours.init(jax.random.key(1), x, train=train)["params"]["kernel"],
+        variables["params"]["kernel"],
     )
-    found, expected = ours.apply(variables, x, train), flax.apply(variables, x)
+    found, expected = ours.apply(variables, x, train=train), flax.apply(variables, x)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -169,6 +170,59 @@ def test_batch_norm_follows_pytorch():
     y, updates = norm.apply(variables, x, mutable=["batch_stats"])
     np.testing.assert_allclose(y[:, 0], np.array([-1, 1]) / np.sqrt(1 + 1e-5), rtol=1e-5)
     np.testing.assert_allclose(updates["batch_stats"]["mean"], [0.2], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_training_and_predicting_agree(name):
+    """Same shapes and types; with the statistics of a batch in store, nearly the same numbers."""
+    shapes = {"mel": (40, 513), "waveform": (60_000,)}
+    model = create_model(name, 3)
+    inputs = [
+        jax.random.normal(jax.random.key(i), (4, *shapes[feature])) / 2
+        for i, feature in enumerate(model.inputs)
+    ]
+    variables = jax.jit(lambda *x: model.init(jax.random.key(0), *x, train=False))(*inputs)
+    train = jax.jit(lambda v, *x: model.apply(v, *x, train=True, mutable=["batch_stats"]))
+    for _ in range(60):  # 0.9 ** 60 is 0.002
+        trained, updates = train(variables, *inputs)
+        variables = variables | updates
+    predicted = jax.jit(lambda v, *x: model.apply(v, *x, train=False))(variables, *inputs)
+    assert predicted.dtype == trained.dtype == jnp.float32
+    assert predicted.shape == trained.shape == (4, 3)
+    np.testing.assert_allclose(predicted, trained, atol=0.05)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_dropout_is_in_training_alone(name):
+    shapes = {"mel": (40, 513), "waveform": (60_000,)}
+    model = create_model(name, 3, dropout=0.5)
+    inputs = [jax.random.normal(jax.random.key(0), (2, *shapes[f])) for f in model.inputs]
+    variables = jax.jit(lambda *x: model.init(jax.random.key(0), *x, train=False))(*inputs)
+
+    @jax.jit
+    def train(key):
+        rngs = {"dropout": key}
+        return model.apply(variables, *inputs, train=True, mutable=["batch_stats"], rngs=rngs)[0]
+
+    first, second = (train(jax.random.key(i)) for i in (1, 2))
+    assert not np.allclose(first, second)
+    plain = create_model(name, 3)
+    np.testing.assert_array_equal(
+        model.apply(variables, *inputs, train=False), plain.apply(variables, *inputs, train=False)
+    )
+
+
+def test_what_is_no_network_is_refused(monkeypatch):
+    class Foreign(nn.Module):
+        inputs = ("mel",)
+
+    class WithoutInputs(layers.Network):
+        pass
+
+    for name, model in (("foreign", Foreign), ("without", WithoutInputs)):
+        monkeypatch.setitem(MODELS, name, model)
+        with pytest.raises(InputError, match=f"'{name}'.*must derive from .*layers.Network"):
+            create_model(name)
 
 
 def test_unknown_network_and_field():

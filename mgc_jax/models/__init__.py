@@ -1,12 +1,8 @@
-"""The networks, by name.
-
-Each class says its inputs, in order, as `features`, and as `clips_at_once` how many clips a CPU had
-best predict together: as many as its caches hold the pictures of, or None for a whole batch.
-"""
+"""The networks, by name. To add one, write its class in a file of its own, and add it here."""
 
 from collections.abc import Mapping
 
-import flax.linen as nn
+import jax
 
 from mgc_jax.errors import InputError
 from mgc_jax.models.baseline_a_1d import BaselineA1D
@@ -14,6 +10,7 @@ from mgc_jax.models.baseline_a_2d import BaselineA2D
 from mgc_jax.models.baseline_b import BaselineB
 from mgc_jax.models.densenet import DenseNet121
 from mgc_jax.models.fusionnet import FusionNet
+from mgc_jax.models.layers import Network
 
 MODELS = {
     "baseline_a_1d": BaselineA1D,
@@ -24,7 +21,7 @@ MODELS = {
 }
 
 
-def create_model(name: str, num_classes: int = 8, **overrides) -> nn.Module:
+def create_model(name: str, num_classes: int = 8, **overrides) -> Network:
     """Makes a network.
 
     Args:
@@ -33,7 +30,7 @@ def create_model(name: str, num_classes: int = 8, **overrides) -> nn.Module:
         **overrides: fields of the network's class, e.g. `dtype`.
 
     Raises:
-        InputError: unknown name or field.
+        InputError: unknown name or field, or a class that is no network.
     """
     model = _find(name)
     unknown = overrides.keys() - model.__dataclass_fields__.keys()
@@ -43,18 +40,23 @@ def create_model(name: str, num_classes: int = 8, **overrides) -> nn.Module:
 
 
 def inputs_of(name: str) -> tuple[str, ...]:
-    """The inputs of a network, in order: `mel` and/or `waveform`."""
+    """Names of the stored features that a network reads, in order."""
     return _find(name).inputs
 
 
 def count_parameters(variables: Mapping) -> int:
     """Trainable parameters of a network's variables."""
-    import jax
-
     return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
 
 
-def _find(name: str) -> type[nn.Module]:
+def _find(name: str) -> type[Network]:
+    """The class of this name, if it keeps the contract of `Network`."""
     if name not in MODELS:
         raise InputError(f"config.model={name!r} is unknown: one of {', '.join(MODELS)}")
-    return MODELS[name]
+    model = MODELS[name]
+    if not (isinstance(model, type) and issubclass(model, Network) and model.inputs):
+        raise InputError(
+            f"config.model={name!r}: {model!r} must derive from mgc_jax.models.layers.Network "
+            "and name its inputs"
+        )
+    return model

@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from mgc_jax.models.cpu_forms import max_pool_time
-from mgc_jax.models.layers import BatchNorm, DenseHead, TimeConv, pad_time
+from mgc_jax.models.layers import BatchNorm, Network, TimeConv, pad_time
 
 # Channels and max-pool.
 _LAYERS = ((16, 4), (32, 4), (64, 2), (128, 2), (256, 2))
@@ -44,22 +44,13 @@ class WaveformTrunk(nn.Module):
         return x
 
 
-class BaselineA1D(nn.Module):
+class BaselineA1D(Network):
     """Five convolutions over the waveform, pooled by the mean, and a dense head."""
 
     inputs = ("waveform",)
-    clips_at_once = None
-
-    num_classes: int = 8
-    dtype: jnp.dtype = jnp.float32
-    axis_name: str | None = None
-    dropout: float = 0.0  # after each dense layer but the last
 
     @nn.compact
     def __call__(self, waveform, train: bool):
         """`waveform` `[batch, samples] float32` in [-1, 1] to logits `[batch, classes] float32`."""
-        x = WaveformTrunk(self.dtype, self.axis_name, name="trunk")(waveform, train).mean(axis=1)
-        head = DenseHead(
-            (150, 150), self.num_classes, self.dtype, self.dropout, self.axis_name, name="head"
-        )
-        return head(x, train)
+        x = WaveformTrunk(self.dtype, self.axis_name, name="trunk")(waveform, train)
+        return self.head((150, 150))(x.mean(axis=1), train)

@@ -15,40 +15,25 @@ Every filter of the first layer sees all mel bands at once, so convolutions run 
 | dense 300, ReLU, 150, ReLU, classes | 8 | 153,900 + 45,150 + 1,208 |
 """
 
-from functools import partial
-
 import flax.linen as nn
-import jax.numpy as jnp
 
 from mgc_jax.models.cpu_forms import max_pool_time
-from mgc_jax.models.layers import BatchNorm, DenseHead, pool_mean_max
+from mgc_jax.models.layers import Network, pool_mean_max
 
 
-class BaselineA2D(nn.Module):
+class BaselineA2D(Network):
     """Three convolutions over time, pooled by mean and max, and a dense head."""
 
     inputs = ("mel",)
-    clips_at_once = None
-
-    num_classes: int = 8
-    dtype: jnp.dtype = jnp.float32
-    axis_name: str | None = None
-    dropout: float = 0.0  # after each dense layer but the last
 
     @nn.compact
     def __call__(self, mel, train: bool):
         """`mel` `[batch, frames, mels] float32` in [-1, 1] to logits `[batch, classes] float32`."""
-        norm = partial(
-            BatchNorm, use_running_average=not train, dtype=self.dtype, axis_name=self.axis_name
-        )
+        norm = self.norm(train)
         x = mel
         for i, channels in enumerate((128, 128, 256)):
             x = nn.Conv(channels, (4,), padding=0, dtype=self.dtype, name=f"conv{i}")(x)
             x = nn.relu(norm(name=f"norm{i}")(x))
             if i < 2:
                 x = max_pool_time(x, 2)
-        x = pool_mean_max(x)
-        head = DenseHead(
-            (300, 150), self.num_classes, self.dtype, self.dropout, self.axis_name, name="head"
-        )
-        return head(x, train)
+        return self.head((300, 150))(pool_mean_max(x), train)

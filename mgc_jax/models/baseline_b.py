@@ -27,7 +27,8 @@ class BaselineB(Network):
     @nn.compact
     def __call__(self, mel, train: bool):
         """`mel` `[batch, frames, mels] float32` in [-1, 1] to logits `[batch, classes] float32`."""
-        conv, norm = partial(TimeConv, 256, 4, dtype=self.dtype), self.norm(train)
+        conv = partial(TimeConv, 256, 4, dtype=self.dtype)
+        norm = self.norm(train)
         a = nn.relu(norm(name="norm0")(conv(name="conv0")(mel)))
         c = nn.relu(norm(name="norm1")(conv(name="conv1")(pad_time(a, 2))))
         c = norm(name="norm2")(conv(name="conv2")(pad_time(c, 1)))

@@ -1,8 +1,9 @@
 """Convolutions and pools, each in the plain form and in one that suits XLA's CPU backend.
 
-XLA's 1x1 convolutions on a CPU are several times slower than the same product, its pooling windows slower
-than slices and reductions; accelerators have kernels for the plain forms. Results are the same either way,
-but for rounding: tests/test_models.py compares each pair. Nothing here has parameters.
+XLA's 1x1 convolutions on a CPU are several times slower than the same product, and its pooling
+windows are slower than slices and reductions; accelerators have kernels for the plain forms.
+Results are the same either way, but for rounding: tests/test_models.py compares each pair. Nothing
+here has parameters.
 """
 
 import flax.linen as nn
@@ -59,7 +60,10 @@ def conv_stem(x, kernel):
 
 
 def conv_time(x, kernel, stride: int):
-    """Over time, no padding: `[batch, time, channels]` to `[batch, (time - width) // stride + 1, features]`."""
+    """Over time, no padding, for an even width or one channel.
+
+    `[batch, time, channels]` to `[batch, (time - width) // stride + 1, features]`.
+    """
     if not on_cpu():
         return _conv_time(x, kernel, stride)
     return _conv_wave(x, kernel, stride) if stride > 1 else _fast_conv_time(x, kernel)

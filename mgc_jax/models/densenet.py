@@ -29,12 +29,12 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from mgc_jax.models.cpu_forms import avg_pool_2x2, max_pool_3x3
 from mgc_jax.models.layers import (
     BatchNorm,
+    Network,
     PointConv,
     SquareConv,
     StemConv,
@@ -92,33 +92,32 @@ class DenseNetFeatures(nn.Module):
         x = nn.relu(norm(name="norm0")(x))
         x = max_pool_3x3(x)
         layer = partial(DenseLayer, self.growth_rate, self.bn_size, self.dtype, norm)
-        moments_of = partial(batch_moments, axis_name=self.axis_name) if train else lambda x: None
+        moments_of = partial(batch_moments, axis_name=self.axis_name)
         for i, size in enumerate(self.block_sizes, start=1):
             # Once for each channel, whatever the number of layers that read it.
-            moments = moments_of(x)
+            moments = moments_of(x) if train else None
             for j in range(1, size + 1):
                 y = layer(name=f"denseblock{i}_denselayer{j}")(x, moments)
-                x, moments = jax.tree.map(
-                    lambda *parts: jnp.concatenate(parts, axis=-1), (x, moments), (y, moments_of(y))
-                )
+                x = jnp.concatenate([x, y], axis=-1)
+                if train:
+                    # Mean and variance of the concatenation are those of its parts.
+                    pairs = zip(moments, moments_of(y), strict=True)
+                    moments = tuple(jnp.concatenate(pair) for pair in pairs)
             if i < len(self.block_sizes):
                 x = Transition(self.dtype, norm, name=f"transition{i}")(x, moments)
         return nn.relu(norm(name="norm5")(x, moments)).mean(axis=(1, 2))
 
 
-class DenseNet121(nn.Module):
+class DenseNet121(Network):
     """DenseNet-121 over the log-mel as a one-channel picture."""
 
     inputs = ("mel",)
     clips_at_once = 2
 
-    num_classes: int = 8
     growth_rate: int = 32
     block_sizes: Sequence[int] = (6, 12, 24, 16)
     bn_size: int = 4
     initial_features: int = 64
-    dtype: jnp.dtype = jnp.float32
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, mel, train: bool):
@@ -132,5 +131,4 @@ class DenseNet121(nn.Module):
             self.axis_name,
             name="features",
         )(mel[..., None], train)
-        x = nn.Dense(self.num_classes, dtype=self.dtype, name="classifier")(x)
-        return x.astype(jnp.float32)
+        return self.classify(x, train)

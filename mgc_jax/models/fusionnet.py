@@ -17,18 +17,14 @@ import jax.numpy as jnp
 
 from mgc_jax.models.baseline_a_1d import WaveformTrunk
 from mgc_jax.models.densenet import DenseNetFeatures
-from mgc_jax.models.layers import pool_mean_max
+from mgc_jax.models.layers import Network, pool_mean_max
 
 
-class FusionNet(nn.Module):
+class FusionNet(Network):
     """Two branches, concatenated before one dense layer."""
 
     inputs = ("mel", "waveform")
     clips_at_once = 2
-
-    num_classes: int = 8
-    dtype: jnp.dtype = jnp.float32
-    axis_name: str | None = None
 
     @nn.compact
     def __call__(self, mel, waveform, train: bool):
@@ -45,7 +41,4 @@ class FusionNet(nn.Module):
         shared = {"dtype": self.dtype, "axis_name": self.axis_name}
         picture = DenseNetFeatures(**shared, name="densenet")(mel[..., None], train)
         sound = pool_mean_max(WaveformTrunk(**shared, name="trunk")(waveform, train))
-        x = jnp.concatenate([picture, sound], axis=-1)
-        return nn.Dense(self.num_classes, dtype=self.dtype, name="classifier")(x).astype(
-            jnp.float32
-        )
+        return self.classify(jnp.concatenate([picture, sound], axis=-1), train)

@@ -1,14 +1,18 @@
-"""Layers that several networks share; how a convolution is computed stands in `forms`."""
+"""The class of all networks, and the layers that several of them share.
+
+How a convolution is computed stands in `cpu_forms`.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mgc_jax.models import cpu_forms as forms
+from mgc_jax.models import cpu_forms
 
 
 class BatchNorm(nn.Module):
@@ -47,8 +51,10 @@ class BatchNorm(nn.Module):
 
 def batch_moments(x, axis_name: str | None) -> tuple[jax.Array, jax.Array]:
     """Mean and variance over all axes but the last, and over replicas: `[channels] float32`."""
-    x, axes = x.astype(jnp.float32), tuple(range(x.ndim - 1))
-    mean, mean_square = x.mean(axes), jnp.square(x).mean(axes)
+    x = x.astype(jnp.float32)
+    axes = tuple(range(x.ndim - 1))
+    mean = x.mean(axes)
+    mean_square = jnp.square(x).mean(axes)
     if axis_name is not None:
         mean, mean_square = lax.pmean((mean, mean_square), axis_name)
     return mean, jnp.maximum(mean_square - jnp.square(mean), 0)
@@ -58,18 +64,26 @@ class Conv(nn.Module):
     """A convolution by one of `cpu_forms`, with the parameters of `nn.Conv`.
 
     `kernel` `[*size, channels, features]`, and `bias` `[features]` where `use_bias` is set.
+
+    Attributes:
+        features: channels of the result.
+        size: of the kernel.
+        form: what computes it, from the input and the kernel.
+        use_bias: whether a bias is added.
+        kernel_init: draws the kernel.
+        dtype: that it computes in.
     """
 
     features: int
     size: tuple[int, ...]
     form: Callable
     use_bias: bool = False
-    init: Callable = nn.initializers.he_normal()
+    kernel_init: Callable = nn.initializers.he_normal()
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x, **how):
-        kernel = self.param("kernel", self.init, (*self.size, x.shape[-1], self.features))
+        kernel = self.param("kernel", self.kernel_init, (*self.size, x.shape[-1], self.features))
         x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
         y = self.form(x, kernel, **how)
         if self.use_bias:
@@ -77,32 +91,41 @@ class Conv(nn.Module):
         return y
 
 
-PointConv = partial(Conv, size=(1, 1), form=forms.conv_point)
-SquareConv = partial(Conv, size=(3, 3), form=forms.conv_square)
-StemConv = partial(Conv, size=(7, 7), form=forms.conv_stem)
+PointConv = partial(Conv, size=(1, 1), form=cpu_forms.conv_point)
+SquareConv = partial(Conv, size=(3, 3), form=cpu_forms.conv_square)
+StemConv = partial(Conv, size=(7, 7), form=cpu_forms.conv_stem)
 
 
 def TimeConv(features: int, width: int, stride: int = 1, **kwargs) -> Conv:
-    """Over time without padding, with bias."""
-    form = partial(forms.conv_time, stride=stride)
-    init = nn.initializers.lecun_normal()
-    return Conv(features, (width,), form, use_bias=True, init=init, **kwargs)
+    """A convolution over time without padding, with bias.
+
+    `[batch, time, channels]` to `[batch, (time - width) // stride + 1, features]`.
+    """
+    form = partial(cpu_forms.conv_time, stride=stride)
+    kernel_init = nn.initializers.lecun_normal()
+    return Conv(features, (width,), form, use_bias=True, kernel_init=kernel_init, **kwargs)
 
 
 class Network(nn.Module):
-    """What every network has; a new one lists its inputs in `inputs` and computes float32 logits.
+    """What every network has.
+
+    A new network derives from this class, names its inputs, and has a `__call__` that takes them in
+    this order, `[batch, ...] float32` each, and `train: bool`; it returns logits
+    `[batch, num_classes] float32`, for any batch and any length in time.
 
     Attributes:
-        inputs: names of stored features, in the order of `__call__`'s arguments; last comes `train`.
-        clips_at_once: how many clips a CPU predicts together: as many as fit its caches, None for all.
+        inputs: names of stored features.
+        clips_at_once: how many clips a CPU predicts together: as many as its caches hold the
+            pictures of, or None for a whole batch.
         num_classes: number of logits.
-        dtype: that the network computes in.
+        dtype: that the network computes in; parameters are float32.
         axis_name: of the replicas that share batch statistics, or None.
-        dropout: after each dense layer but the last.
+        dropout: share of the values zeroed in training, after each hidden dense layer, or before
+            the classifier where there is none.
     """
 
-    inputs = ()
-    clips_at_once = None
+    inputs: ClassVar[tuple[str, ...]] = ()
+    clips_at_once: ClassVar[int | None] = None
 
     num_classes: int = 8
     dtype: jnp.dtype = jnp.float32
@@ -115,9 +138,16 @@ class Network(nn.Module):
         return partial(BatchNorm, use_running_average=not train, **kwargs)
 
     def head(self, hidden: Sequence[int]):
-        """Its dense head."""
+        """This network's dense head, with hidden layers of these widths."""
         rest = (self.num_classes, self.dtype, self.dropout, self.axis_name)
         return DenseHead(hidden, *rest, name="head")
+
+    def classify(self, x, train: bool):
+        """One dense layer: `[batch, channels]` to logits `[batch, num_classes] float32`."""
+        if train and self.dropout:
+            x = Dropout(self.dropout, self.axis_name, name="dropout")(x)
+        x = nn.Dense(self.num_classes, dtype=self.dtype, name="classifier")(x)
+        return x.astype(jnp.float32)
 
 
 class Dropout(nn.Module):
