@@ -1,9 +1,13 @@
-"""Files that are whole or not there, whatever interrupts their writing."""
+"""Files that are whole or not there, whatever interrupts their writing; JSON that is checked."""
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+from mgc_jax.errors import InputError
 
 
 @contextmanager
@@ -36,3 +40,37 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> None:
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes a whole UTF-8 file, or leaves the old one."""
     write_bytes(path, text.encode())
+
+
+def read_json(
+    path: str | os.PathLike, kind: type, needed: Iterable[tuple] = (), *, fix: str
+) -> Any:
+    """Reads JSON that may have been damaged, or never was ours.
+
+    Args:
+        path: of the file, UTF-8.
+        kind: `dict` or `list`, which must not be empty.
+        needed: keys that it must hold, each as the way to it: `("track", "f1")`.
+        fix: what the user can do about a bad file, for the message.
+
+    Raises:
+        InputError: the file is missing, cannot be read, or does not hold this.
+    """
+    path = Path(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"{path} is missing: {fix}") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): {fix}") from None
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or absurdly deep
+        raise InputError(f"{path} cannot be read ({error}): {fix}") from None
+    if not isinstance(value, kind) or not value:
+        raise InputError(f"{path} should hold a JSON {kind.__name__} that is not empty: {fix}")
+    for keys in needed:
+        part = value
+        for key in keys:
+            if not isinstance(part, dict) or key not in part:
+                raise InputError(f"{path} does not hold {'.'.join(map(str, keys))}: {fix}")
+            part = part[key]
+    return value

@@ -1,6 +1,7 @@
 """The comparison of runs: its numbers by hand, its page, and folders that cannot be compared."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -9,23 +10,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mgc_jax import compare
 from mgc_jax.errors import InputError
-from mgc_jax.results import report
-from mgc_jax.results.evaluate import write_evaluation
-from mgc_jax.results.metrics import Predictions
+from mgc_jax.results import comparison, report
+from mgc_jax.results.files import write_evaluation
+from mgc_jax.results.metrics import SplitPredictions
 
 ROOT = Path(__file__).parents[1]
 GENRES = ["Rock", "Pop", "Folk"]
 LABELS = np.arange(30) % 3
 
 
-def _predictions(right: int, first_track: int = 100) -> Predictions:
+def _predictions(right: int, first_track: int = 100) -> SplitPredictions:
     """30 tracks of one clip, the first `right` of them predicted right."""
     n = np.arange(30)
     predicted = np.where(n < right, LABELS, (LABELS + 1) % 3)
     log_probs = np.log(np.eye(3)[predicted] * 0.7 + 0.1).astype(np.float32)
-    return Predictions(first_track + n, 0 * n, LABELS, log_probs)
+    return SplitPredictions(first_track + n, 0 * n, LABELS, log_probs)
 
 
 def _make_run(folder: Path, right: int, **changes) -> Path:
@@ -40,7 +40,13 @@ def _make_run(folder: Path, right: int, **changes) -> Path:
     line = {"kind": "train", "epoch": 1, "step": 2, "loss": 1.0, "seconds": 2.0, "clips_per_s": 8.0}
     (folder / "metrics.jsonl").write_text(json.dumps(line))
     write_evaluation(folder, _predictions(right), GENRES, epoch=1)
-    data = {"dataset": "fma_small", "features": "mel", "tracks_listed": 8000, "tracks_used": 8000}
+    data = {
+        "dataset": "fma_small",
+        "features": "mel",
+        "inputs": ["log-mel"],
+        "tracks_listed": 8000,
+        "tracks_used": 8000,
+    }
     data |= {"splits": {"test": {"tracks": 30, "clips": 30}}, "skipped": [], "synthetic": False}
     run = {"command": "x", "devices": "1 x cpu", "parameters": 7, "seconds": 36.0, "versions": {}}
     run |= {"finished": "now", "flops_per_clip": None}
@@ -62,7 +68,7 @@ def runs(tmp_path_factory) -> list[Path]:
 
 
 def _tables(runs) -> dict[str, list]:
-    return {table.title: table.rows for table in compare.compare(compare.read_runs(runs))}
+    return {table.title: table.rows for table in comparison.compare(comparison.read_runs(runs))}
 
 
 def test_best_run_is_first_and_the_others_are_tested_against_it(runs):
@@ -116,7 +122,7 @@ def test_command_writes_page_and_markdown(runs, tmp_path):
 @pytest.mark.parametrize(
     "damage,says",
     [
-        ("empty", "other is no finished run"),
+        ("empty", "1 finished runs among 2 folders"),
         ("metrics", "other/report/metrics.json cannot be read"),
         ("run", "other/report/run.json is missing"),
         ("tracks", "different tracks (5 only in the first, 5 only in the second)"),
@@ -140,14 +146,30 @@ def test_folders_that_cannot_be_compared_are_one_line(runs, tmp_path, damage, sa
         for name in ("genres.json", "report/metrics.json", "report/predictions.csv"):
             (other / name).write_text((other / name).read_text().replace("Rock", "Jazz"))
     with pytest.raises(InputError) as error:
-        compare.read_runs([runs[1], other])
+        comparison.read_runs([runs[1], other])
     assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_is_no_finished_run_is_passed_over(runs, tmp_path):
+    arguments = [*map(str, runs), str(tmp_path / "gone")]
+    command = [sys.executable, "-m", "mgc_jax.compare", *arguments]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert shown.returncode == 0 and "gone is no finished run: passed over" in shown.stderr
+    # The page lies in the folder that holds all that was named.
+    common = Path(os.path.commonpath([runs[0].parent, tmp_path]))
+    assert (common / "comparison.html").exists() and (common / "comparison.md").exists()
+    found = subprocess.run(
+        [*command[:3], str(runs[0]), str(tmp_path / "gone")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 1 and "1 finished runs among 2 folders" in found.stderr
 
 
 def test_bad_use_is_one_line(runs, tmp_path):
     for arguments, says in [
         ([runs[0]], "at least two workdirs"),
-        ([runs[0], tmp_path / "gone"], "gone is no finished run"),
         ([runs[0], runs[0] / "report" / ".."], "named twice"),
         ([*runs, "--output=page.pdf"], "should end in .html"),
     ]:

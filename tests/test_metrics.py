@@ -6,7 +6,7 @@ from scipy.stats import binomtest
 from sklearn import metrics as sk
 
 from mgc_jax.results.metrics import (
-    Predictions,
+    SplitPredictions,
     bootstrap,
     classification_metrics,
     interval,
@@ -23,7 +23,7 @@ def random_predictions(labels, seed=0):
     logits = rng.normal(size=(len(labels), len(GENRES))) + 1.5 * np.eye(len(GENRES))[labels]
     log_probs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     n = np.arange(len(labels))
-    return Predictions(n // 3, n % 3, np.asarray(labels), log_probs.astype(np.float32))
+    return SplitPredictions(n // 3, n % 3, np.asarray(labels), log_probs.astype(np.float32))
 
 
 @pytest.mark.parametrize("absent", [[], [3], [0, 1]])
@@ -68,7 +68,9 @@ def test_equals_scikit_learn(absent):
 def test_by_hand():
     # true a a b c; predicted a b b b
     log_probs = np.log(np.eye(3)[[0, 1, 1, 1]] * 0.7 + 0.1)
-    predictions = Predictions(np.arange(4), np.zeros(4, int), np.array([0, 0, 1, 2]), log_probs)
+    predictions = SplitPredictions(
+        np.arange(4), np.zeros(4, int), np.array([0, 0, 1, 2]), log_probs
+    )
     found = classification_metrics(predictions, ["a", "b", "c"])
     precision, recall = (1 + 1 / 3 + 0) / 3, (1 / 2 + 1 + 0) / 3
     assert found["precision"] == pytest.approx(precision)
@@ -90,7 +92,7 @@ def test_by_hand():
 def test_classes_that_never_occur_or_are_never_predicted():
     # true a a b; predicted a c a: b is never predicted, c never occurs, d neither
     log_probs = np.log(np.eye(4)[[0, 2, 0]] * 0.6 + 0.1)
-    predictions = Predictions(np.arange(3), np.zeros(3, int), np.array([0, 0, 1]), log_probs)
+    predictions = SplitPredictions(np.arange(3), np.zeros(3, int), np.array([0, 0, 1]), log_probs)
     found = classification_metrics(predictions, ["a", "b", "c", "d"])
     rows = found["per_class"]
     assert [rows[x]["precision"] for x in "abcd"] == [0.5, 0, 0, 0]
@@ -101,7 +103,7 @@ def test_classes_that_never_occur_or_are_never_predicted():
     assert [rows[x]["roc_auc"] for x in "abcd"] == [0.25, 0.5, None, None]
     assert found["roc_auc"] == pytest.approx(0.375)
     assert found["f1"] == found["precision"] == found["recall"] == 0.125
-    one_class = Predictions(*(array[:2] for array in predictions))
+    one_class = SplitPredictions(*(array[:2] for array in predictions))
     assert classification_metrics(one_class, ["a", "b", "c", "d"])["roc_auc"] is None
 
 
@@ -109,7 +111,9 @@ def test_calibration_by_hand():
     # sure at 0.70, 0.65 (one bin of 15, from 0.6 to 0.667), 0.66 and 0.95; the second is wrong
     sure = np.array([0.70, 0.65, 0.66, 0.95])
     log_probs = np.log(np.stack([sure, 1 - sure], axis=1))
-    predictions = Predictions(np.arange(4), np.zeros(4, int), np.array([0, 1, 0, 0]), log_probs)
+    predictions = SplitPredictions(
+        np.arange(4), np.zeros(4, int), np.array([0, 1, 0, 0]), log_probs
+    )
     found = classification_metrics(predictions, ["a", "b"])
     assert found["ece"] == pytest.approx((abs(1.31 - 1) + 0.3 + 0.05) / 4)
     full = {round(row["high"] * 15): row for row in found["reliability"] if row["count"]}
@@ -128,7 +132,7 @@ def test_bootstrap_draws_tracks_with_all_their_clips():
         rows = np.concatenate(
             [np.repeat(np.arange(3 * t, 3 * t + 3), n) for t, n in enumerate(drawn)]
         )
-        expected = classification_metrics(Predictions(*(x[rows] for x in predictions)), GENRES)
+        expected = classification_metrics(SplitPredictions(*(x[rows] for x in predictions)), GENRES)
         assert all(drawn.reshape(6, 5).sum(axis=0) > 0), "a class was lost: take another seed"
         for name, values in found.items():
             assert values[i] == pytest.approx(expected[name]), name
@@ -148,7 +152,7 @@ def test_interval_is_as_wide_as_theory_says():
 def test_a_class_that_a_draw_lost_leaves_its_means():
     """Perfect predictions stay perfect, however few tracks a class has."""
     log_probs = np.log(np.eye(3)[[0, 1, 2]] * 0.7 + 0.1)
-    perfect = Predictions(np.arange(3), np.zeros(3, int), np.arange(3), log_probs)
+    perfect = SplitPredictions(np.arange(3), np.zeros(3, int), np.arange(3), log_probs)
     found = bootstrap(perfect, resamples=50)
     for name in ("top1", "precision", "recall", "f1", "f1_macro"):
         np.testing.assert_allclose(found[name], 1)
@@ -164,7 +168,7 @@ def test_mcnemar_is_the_binomial_test_of_the_differing_rows():
 
 
 def test_track_is_the_mean_of_its_clips_log_probabilities():
-    clips = Predictions(
+    clips = SplitPredictions(
         np.array([7, 3, 7]),
         np.array([0, 0, 1]),
         np.array([1, 0, 1]),

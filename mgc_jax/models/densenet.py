@@ -98,11 +98,12 @@ class DenseNetFeatures(nn.Module):
             moments = moments_of(x) if train else None
             for j in range(1, size + 1):
                 y = layer(name=f"denseblock{i}_denselayer{j}")(x, moments)
+                new_moments = moments_of(y) if train else None
                 x = jnp.concatenate([x, y], axis=-1)
                 if train:
                     # Mean and variance of the concatenation are those of its parts.
-                    pairs = zip(moments, moments_of(y), strict=True)
-                    moments = tuple(jnp.concatenate(pair) for pair in pairs)
+                    pairs = zip(moments, new_moments, strict=True)
+                    moments = tuple(jnp.concatenate(pair, axis=-1) for pair in pairs)
             if i < len(self.block_sizes):
                 x = Transition(self.dtype, norm, name=f"transition{i}")(x, moments)
         return nn.relu(norm(name="norm5")(x, moments)).mean(axis=(1, 2))

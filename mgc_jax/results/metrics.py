@@ -5,18 +5,31 @@ hosts cannot change them.
 ROC-AUC of a genre that never (or always) occurs does not exist: None, and no part of the mean.
 """
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import binomtest
 
+# Those with an interval, of `classification_metrics`.
+SCORES = (
+    "top1",
+    "f1",
+    "f1_macro",
+    "precision",
+    "recall",
+    "roc_auc",
+    "top3",
+    "accuracy_ovr",
+    "loss",
+    "ece",
+)
 CALIBRATION_BINS = 15  # of equal width, as in Guo et al. 2017
 RESAMPLES = 1000
 _CHUNK = 100  # resamples at a time, which bounds memory
 
 
-class Predictions(NamedTuple):
+class SplitPredictions(NamedTuple):
     """What a network said of a set of clips (or tracks), row by row.
 
     Attributes:
@@ -32,7 +45,7 @@ class Predictions(NamedTuple):
     log_probs: np.ndarray
 
 
-def classification_metrics(predictions: Predictions, genres: Sequence[str]) -> dict:
+def classification_metrics(predictions: SplitPredictions, genres: Sequence[str]) -> dict:
     """All scores of a set of predictions.
 
     Args:
@@ -64,7 +77,7 @@ def classification_metrics(predictions: Predictions, genres: Sequence[str]) -> d
 
 
 def bootstrap(
-    predictions: Predictions, resamples: int = RESAMPLES, seed: int = 0
+    predictions: SplitPredictions, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, np.ndarray]:
     """Scores of test sets whose tracks are drawn anew, with replacement, each with all its clips.
 
@@ -98,13 +111,14 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
         first: `[n] bool`, where one classifier is right.
         second: `[n] bool`, where the other is.
     """
-    only = np.sum(first & ~second), np.sum(~first & second)
-    n, fewer = int(sum(only)), int(min(only))
-    # Two tails of a binomial with p = 1/2; whole numbers, so that no n is too large.
-    return min(1.0, 2 * sum(math.comb(n, i) for i in range(fewer + 1)) / 2**n)
+    only_first = int(np.sum(first & ~second))
+    only_second = int(np.sum(~first & second))
+    if only_first + only_second == 0:
+        return 1.0
+    return float(binomtest(only_first, only_first + only_second).pvalue)
 
 
-def reliability(predictions: Predictions) -> list[dict]:
+def reliability(predictions: SplitPredictions) -> list[dict]:
     """How often the network is right, by how sure it is: one row a bin of its top probability.
 
     Returns:
@@ -126,7 +140,7 @@ def reliability(predictions: Predictions) -> list[dict]:
     ]
 
 
-def track_predictions(clips: Predictions) -> Predictions:
+def track_predictions(clips: SplitPredictions) -> SplitPredictions:
     """Joins the clips of each track by `mean_log_probs`.
 
     Returns:
@@ -134,7 +148,7 @@ def track_predictions(clips: Predictions) -> Predictions:
     """
     track_id, mean = mean_log_probs(clips.log_probs, clips.track_id)
     first = np.unique(clips.track_id, return_index=True)[1]
-    return Predictions(track_id, np.zeros_like(track_id), clips.label[first], mean)
+    return SplitPredictions(track_id, np.zeros_like(track_id), clips.label[first], mean)
 
 
 def mean_log_probs(log_probs: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -152,7 +166,7 @@ def mean_log_probs(log_probs: np.ndarray, groups: np.ndarray) -> tuple[np.ndarra
     return names, mean - np.logaddexp.reduce(mean, axis=1, keepdims=True)
 
 
-def _scores(predictions: Predictions, weights: np.ndarray) -> tuple[dict, dict, np.ndarray]:
+def _scores(predictions: SplitPredictions, weights: np.ndarray) -> tuple[dict, dict, np.ndarray]:
     """Scores `{name: [b]}`, scores per class `{name: [b, k]}` and confusion matrices `[b, k, k]`,
     each row of `weights [b, n]` saying how often every prediction counts.
     """
@@ -191,7 +205,7 @@ def _scores(predictions: Predictions, weights: np.ndarray) -> tuple[dict, dict, 
     return scores, per_class, confusion
 
 
-def _roc_auc(predictions: Predictions, weights: np.ndarray) -> np.ndarray:
+def _roc_auc(predictions: SplitPredictions, weights: np.ndarray) -> np.ndarray:
     """One-vs-rest areas `[b, k]`: how often a clip of the class gets a higher probability of it
     than one of another class, a tie counting half; nan where either is missing.
     """
@@ -206,7 +220,7 @@ def _roc_auc(predictions: Predictions, weights: np.ndarray) -> np.ndarray:
     return np.stack(areas, axis=1)
 
 
-def _calibration(predictions: Predictions, weights: np.ndarray) -> tuple[np.ndarray, ...]:
+def _calibration(predictions: SplitPredictions, weights: np.ndarray) -> tuple[np.ndarray, ...]:
     """Sums `[b, bins]` over bins of the top probability: of rows, of that probability, of hits.
 
     The expected calibration error (Guo et al. 2017, eq. 3) is the mean over rows of the distance

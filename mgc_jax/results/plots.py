@@ -2,13 +2,15 @@
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-Examples = Sequence[tuple[str, np.ndarray]]
+Examples = Sequence[tuple[str, Callable[[Axes], None]]]
+MOST_NUMBERED_GENRES = 30  # of a confusion matrix; above, its cells are too many to be read
 _WIDTH = 5.2  # inches, at which text of 10 points can be read on a phone
 # Okabe-Ito hues: apart for colour-blind readers too.
 _BLUE, _ORANGE, _GREEN = "#0072B2", "#D55E00", "#009E73"
@@ -23,26 +25,35 @@ _CURVES = (
 
 
 def confusion_figure(counts: Sequence[Sequence[int]], genres: Sequence[str], title: str) -> Figure:
-    """Draws a confusion matrix `[true][predicted]`: counts, and below them the shares of their row
-    in %, which are also the colour; `genres` [k] is the label order.
+    """Draws a confusion matrix `[true][predicted]`: the colour is the share of its row.
+
+    Up to `MOST_NUMBERED_GENRES` the cells have their counts, and below them the shares in %.
+
+    Args:
+        counts: `[k][k]`.
+        genres: `[k]`, in label order.
+        title: above it.
     """
     counts = np.asarray(counts)
     support = counts.sum(axis=1, keepdims=True)
     shares = counts / np.maximum(support, 1)  # a row may be empty
-    cell = max(_WIDTH - 1.3, 0.4 * len(genres)) / len(genres)  # inches
+    numbered = len(genres) <= MOST_NUMBERED_GENRES
+    widest = 0.4 if numbered else 0.16
+    cell = max(_WIDTH - 1.3, widest * len(genres)) / len(genres)  # inches
     side = cell * len(genres)
     figure = Figure(figsize=(side + 1.3, side + 1.6), layout="compressed")
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     # 72 points to the inch; a digit is some 0.65 of its point size wide.
     size = min(9.5, 72 * cell * 0.85 / (0.65 * max(len(str(counts.max())), 4)))
-    for (row, column), count in np.ndenumerate(counts):
+    for (row, column), count in np.ndenumerate(counts) if numbered else ():
         colour = "white" if shares[row, column] > 0.6 else "#222" if count else "#aaa"
         words = f"{count}\n{shares[row, column]:.0%}" if count else "0"
         style = {"fontsize": size, "color": colour, "linespacing": 1.05}
         axes.text(column, row, words, ha="center", va="center", **style)
     names = [name if len(name) <= 24 else name[:23] + "…" for name in genres]
-    style = {"labels": names, "fontsize": 9.5, "parse_math": False}  # a "$" is only a "$"
+    # A "$" is only a "$".
+    style = {"labels": names, "fontsize": min(9.5, 72 * cell * 0.9), "parse_math": False}
     axes.set_xticks(range(len(names)), rotation=45, ha="right", rotation_mode="anchor", **style)
     axes.set_yticks(range(len(names)), **style)
     axes.set(title=title, xlabel="predicted genre", ylabel="true genre")

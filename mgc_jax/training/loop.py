@@ -18,11 +18,11 @@ from ml_collections import ConfigDict
 from mgc_jax import console, parallel
 from mgc_jax.errors import InputError, Interrupted
 from mgc_jax.files import write_text
-from mgc_jax.results.evaluate import predict_split
 from mgc_jax.results.metrics import classification_metrics
 from mgc_jax.signals import stop_requests
 from mgc_jax.training.augment import Augmenter
 from mgc_jax.training.checkpoints import Checkpoints
+from mgc_jax.training.evaluate import predict_split
 from mgc_jax.training.network import Network
 from mgc_jax.training.optimizer import learning_rate_schedule, learning_rates
 from mgc_jax.training.pretrained import load_weights

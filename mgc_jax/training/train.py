@@ -22,10 +22,11 @@ from mgc_jax.data.tracks import SKIPPED_FILE
 from mgc_jax.errors import InputError
 from mgc_jax.files import write_text
 from mgc_jax.results import report
-from mgc_jax.results.evaluate import predict_split, write_evaluation
-from mgc_jax.results.metrics import Predictions
+from mgc_jax.results.files import write_evaluation
+from mgc_jax.results.metrics import SplitPredictions
 from mgc_jax.training import loop
 from mgc_jax.training.augment import augmented_forms
+from mgc_jax.training.evaluate import predict_split
 from mgc_jax.training.network import Network, load_run, with_defaults
 from mgc_jax.training.run_log import total_seconds, write_images
 from mgc_jax.training.step import compile_predict_step
@@ -188,7 +189,7 @@ def _flops_per_clip(network: Network) -> float | None:
     return (lowered.cost_analysis() or {}).get("flops")
 
 
-def _evaluate(workdir: Path, network: Network, test: Split) -> tuple[Predictions, int]:
+def _evaluate(workdir: Path, network: Network, test: Split) -> tuple[SplitPredictions, int]:
     """The best checkpoint's predictions of the test split, and its epoch."""
     variables = network.init()
     epoch = 0

@@ -1,0 +1,224 @@
+"""A run's folder: the names of its files, and what is written to and read from each.
+
+    config.json genres.json metrics.jsonl     made by the training
+    report/metrics.json predictions.csv       scores, and what they were computed from
+    report/run.json index.html *.png          the page, and the facts on it
+
+Checkpoints and TensorBoard's files are their writers' own.
+"""
+
+import csv
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mgc_jax import console
+from mgc_jax.errors import InputError
+from mgc_jax.files import read_json, replacing, write_bytes, write_text
+from mgc_jax.results.metrics import (
+    SCORES,
+    SplitPredictions,
+    bootstrap,
+    classification_metrics,
+    interval,
+    track_predictions,
+)
+
+CONFIG, GENRES, LOG = "config.json", "genres.json", "metrics.jsonl"
+REPORT, METRICS, PREDICTIONS = "report", "metrics.json", "predictions.csv"
+FACTS, PAGE = "run.json", "index.html"
+_COLUMNS = ["track_id", "clip", "label", "prediction"]
+_PER_GENRE = ("precision", "recall", "f1", "roc_auc", "support")
+_FIX = "train the run, evaluate it, then make the report again"
+# Of a config, what reports and comparisons need.
+_CONFIG_KEYS = [("model",), ("dataset",), ("seed",)]
+
+
+def write_config(workdir: str | os.PathLike, config: Mapping) -> None:
+    """Writes the config, a plain dictionary."""
+    write_text(Path(workdir, CONFIG), json.dumps(config, indent=2, sort_keys=True))
+
+
+def read_config(workdir: str | os.PathLike) -> dict:
+    """The config as it was stored; raises InputError for a missing or broken file."""
+    return read_json(Path(workdir, CONFIG), dict, _CONFIG_KEYS, fix=_FIX)
+
+
+def write_genres(workdir: str | os.PathLike, genres: Sequence[str]) -> None:
+    """Writes the genres, in label order."""
+    write_text(Path(workdir, GENRES), json.dumps(list(genres), ensure_ascii=False))
+
+
+def read_genres(workdir: str | os.PathLike) -> list[str]:
+    """The genres, in label order; raises InputError for a missing or broken file."""
+    path = Path(workdir, GENRES)
+    genres = read_json(path, list, fix=_FIX)
+    if not all(isinstance(genre, str) for genre in genres):
+        raise InputError(f"{path} should hold names of genres: {_FIX}")
+    return genres
+
+
+def read_log(workdir: str | os.PathLike) -> list[dict]:
+    """The lines of `metrics.jsonl`, none where there is no such file.
+
+    The last line of a killed run may be torn, which is no error; other lines that cannot be read
+    are left out, and counted in a warning.
+    """
+    path = Path(workdir, LOG)
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
+    rows = []
+    damaged = 0
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        elif number < len(lines):
+            damaged += 1
+    if damaged:
+        console.log.warning("%s: %d damaged lines are left out", path, damaged)
+    return rows
+
+
+def write_evaluation(
+    workdir: str | os.PathLike,
+    predictions: SplitPredictions,
+    genres: Sequence[str],
+    epoch: int,
+    paths: Mapping[int, str] | None = None,
+) -> dict:
+    """Scores test predictions and writes `report/metrics.json` and `report/predictions.csv`.
+
+    Args:
+        workdir: of the run.
+        predictions: clip by clip.
+        genres: in label order.
+        epoch: whose weights predicted.
+        paths: audio file of each track id; those that are missing stay empty.
+
+    Returns:
+        What `metrics.json` holds: `split`, `epoch`, and of `clip` and `track` the scores, with
+        `intervals`, `{score: [low, high]}`: 95% intervals, bootstrapped over tracks.
+    """
+    report = Path(workdir, REPORT)
+    scores = {"split": "test", "epoch": epoch}
+    levels = {"clip": predictions, "track": track_predictions(predictions)}
+    for level, rows in levels.items():
+        intervals = {name: interval(values) for name, values in bootstrap(rows).items()}
+        scores[level] = classification_metrics(rows, genres) | {"intervals": intervals}
+    write_text(report / METRICS, json.dumps(scores, indent=2))
+    _write_predictions(report / PREDICTIONS, predictions, genres, paths or {})
+    return scores
+
+
+def _write_predictions(
+    path: Path, predictions: SplitPredictions, genres: Sequence[str], paths: Mapping[int, str]
+) -> None:
+    """One row a clip, sorted by track and clip."""
+    order = np.lexsort((predictions.clip, predictions.track_id))
+    with (
+        replacing(path) as part,
+        open(part, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow([*_COLUMNS, *(f"prob_{genre}" for genre in genres), "path"])
+        for i in order:
+            track_id = int(predictions.track_id[i])
+            log_probs = predictions.log_probs[i].astype(float)  # whose exp is hardly ever 0
+            label = genres[predictions.label[i]]
+            predicted = genres[log_probs.argmax()]
+            # Nine digits give float32 back exactly.
+            probabilities = (f"{p:.9g}" for p in np.exp(log_probs))
+            first = [track_id, predictions.clip[i], label, predicted]
+            writer.writerow([*first, *probabilities, paths.get(track_id, "")])
+
+
+def read_predictions(workdir: str | os.PathLike, genres: Sequence[str]) -> SplitPredictions:
+    """Reads `report/predictions.csv` of a finished run, clip by clip.
+
+    Args:
+        workdir: of the run.
+        genres: the run's, in label order.
+
+    Raises:
+        InputError: the file is missing, damaged or of other genres.
+    """
+    path = Path(workdir, REPORT, PREDICTIONS)
+    end = len(_COLUMNS) + len(genres)
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            header, *rows = csv.reader(file)
+        if header[:end] != [*_COLUMNS, *(f"prob_{genre}" for genre in genres)] or not rows:
+            raise ValueError("it has no rows, or other columns than the run's genres")
+        tracks = np.array([int(row[0]) for row in rows])
+        clips = np.array([int(row[1]) for row in rows])
+        labels = np.array([genres.index(row[2]) for row in rows])
+        # The path is the last column, which versions before 0.2 did not write.
+        probabilities = np.array([row[len(_COLUMNS) : end] for row in rows], dtype=float)
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: evaluate the run with --mode=eval") from None
+    except (OSError, ValueError, IndexError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read ({error}): evaluate with --mode=eval") from None
+    return SplitPredictions(tracks, clips, labels, np.log(np.maximum(probabilities, 1e-300)))
+
+
+def read_evaluation(
+    workdir: str | os.PathLike,
+) -> tuple[dict, list[str], dict, SplitPredictions]:
+    """The config, genres, metrics.json and predictions of clips of an evaluated run.
+
+    Raises:
+        InputError: a file is missing, broken or does not hold what this version writes.
+    """
+    config = read_config(workdir)
+    genres = read_genres(workdir)
+    return config, genres, read_metrics(workdir, genres), read_predictions(workdir, genres)
+
+
+def read_metrics(workdir: str | os.PathLike, genres: Sequence[str]) -> dict:
+    """What `write_evaluation` returned; raises InputError for a missing or broken file."""
+    needed = [("split",), ("epoch",)]
+    for level in ("clip", "track"):
+        needed += [(level, key) for key in ("count", "confusion_matrix", "reliability", *SCORES)]
+        needed += [(level, "intervals", key) for key in SCORES]
+        needed += [(level, "per_class", name, key) for name in genres for key in _PER_GENRE]
+    path = Path(workdir, REPORT, METRICS)
+    metrics = read_json(path, dict, needed, fix=_FIX)
+    for level in ("clip", "track"):
+        matrix = metrics[level]["confusion_matrix"]
+        if [np.size(row) for row in matrix] != [len(genres)] * len(genres):
+            raise InputError(f"{path}: {level}.confusion_matrix is not genres x genres: {_FIX}")
+    return metrics
+
+
+def write_report_files(
+    workdir: str | os.PathLike, page: bytes, pictures: Mapping[str, bytes], facts: Mapping
+) -> Path:
+    """Writes the page last, after its pictures `{name: PNG}` and `run.json`; returns its path."""
+    report = Path(workdir, REPORT)
+    for name, content in pictures.items():
+        write_bytes(report / f"{name}.png", content)
+    write_text(report / FACTS, json.dumps(facts, indent=2))
+    write_bytes(report / PAGE, page)
+    return report / PAGE
+
+
+def read_facts(workdir: str | os.PathLike) -> dict[str, Any]:
+    """What the report was told, `data` and `run`, and `cost` (see `report.cost`)."""
+    return read_json(Path(workdir, REPORT, FACTS), dict, [("data",), ("run",), ("cost",)], fix=_FIX)
+
+
+def has_report(workdir: str | os.PathLike) -> bool:
+    """Whether a run was evaluated and reported."""
+    return Path(workdir, REPORT, PAGE).exists()
