@@ -79,4 +79,4 @@ def _seconds(step, state, batch) -> float:
 
 
 if __name__ == "__main__":
-    cli.run(main, __doc__)
+    cli.run_main(main)

@@ -327,4 +327,4 @@ def _rounded(value: float) -> float:
 
 
 if __name__ == "__main__":
-    cli.run(main, __doc__)
+    cli.run_main(main)

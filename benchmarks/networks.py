@@ -453,4 +453,4 @@ def _rounded(value: float | None) -> float | None:
 
 
 if __name__ == "__main__":
-    cli.run(main, __doc__)
+    cli.run_main(main)

@@ -93,4 +93,4 @@ def seconds(call) -> float:
 
 
 if __name__ == "__main__":
-    cli.run(main, __doc__)
+    cli.run_main(main)

@@ -146,4 +146,4 @@ def _summary(rates: dict, clip_bytes: int) -> dict:
 
 
 if __name__ == "__main__":
-    cli.run(main, __doc__)
+    cli.run_main(main)

@@ -19,17 +19,21 @@ if TYPE_CHECKING:
 
     from mgc_jax.predictor import Prediction, Predictor
 
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Workdir of the run whose best checkpoint predicts."
-)
-_HOST = flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; 0.0.0.0 is all.")
-_PORT = flags.DEFINE_integer("port", 7860, "Port to listen at.", lower_bound=1, upper_bound=65535)
 _VISITORS = 4  # served at a time; the others wait
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines this command's flags."""
+    flags.DEFINE_string("workdir", None, "Workdir of the run whose best checkpoint predicts.")
+    flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; 0.0.0.0 is all.")
+    flags.DEFINE_integer("port", 7860, "Port to listen at.", lower_bound=1, upper_bound=65535)
 
 
 def main(argv: list[str]) -> None:
     cli.reject_arguments(argv)
-    if not _WORKDIR.value:
+    if not FLAGS.workdir:
         raise InputError("--workdir=... is missing: the folder of a trained run")
     # Nobody is told that this runs, nor asked for a newer version.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -39,22 +43,20 @@ def main(argv: list[str]) -> None:
         raise InputError("gradio is not installed: pip install -e '.[app]'") from None
     import mgc_jax
 
-    page = build_page(
-        mgc_jax.load(_WORKDIR.value), os.path.basename(os.path.abspath(_WORKDIR.value))
-    )
+    page = build_page(mgc_jax.load(FLAGS.workdir), os.path.basename(os.path.abspath(FLAGS.workdir)))
     # The default theme's fonts come from elsewhere.
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     try:
         _, url, _ = page.launch(
-            server_name=_HOST.value,
-            server_port=_PORT.value,
+            server_name=FLAGS.host,
+            server_port=FLAGS.port,
             theme=theme,
             footer_links=[],
             quiet=True,
             prevent_thread_lock=True,
         )
     except OSError as error:
-        raise InputError(f"cannot listen at --port={_PORT.value}: {error}") from None
+        raise InputError(f"cannot listen at --port={FLAGS.port}: {error}") from None
     console.log.info("open %s in a browser; Ctrl-C ends", url)
     page.block_thread()
 
@@ -95,4 +97,4 @@ def _show(results: list["Prediction"]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, __doc__)
+    cli.run("app")

@@ -1,5 +1,10 @@
-"""What every command shares: how it starts, logs, shows progress and reports bad input."""
+"""What every command shares: how it starts, parses flags, logs and reports bad input.
 
+A command is a module with a docstring, `define_flags()` and `main(argv)`. Its flags are defined
+when it runs, so that several commands can be imported side by side.
+"""
+
+import importlib
 import itertools
 import logging
 import os
@@ -15,30 +20,56 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from mgc_jax.console import log
-from mgc_jax.errors import InputError, Interrupted, is_disk_full
+from mgc_jax.errors import InputError, Interrupted, choices, is_disk_full
 
-flags.disclaim_key_flags()  # --config belongs to the command that asks for it, and to its --help
+# The word of `mgc_jax WORD` to the module of `python -m MODULE`, without the package's name.
+COMMANDS = {
+    "prepare": "prepare",
+    "train": "main",
+    "predict": "predict",
+    "compare": "compare",
+    "export": "export",
+    "app": "app",
+    "models": "models.__main__",
+}
 # The exit code of a command that was told to stop, and goes on if it is called again.
-RESUME = os.EX_TEMPFAIL
-_CONFIGS = Path(__file__).parents[1] / "configs"
+RESUME = 75  # EX_TEMPFAIL of sysexits.h
+_CONFIGS = Path(__file__).parent / "configs"
+_HELP = ("-h", "-help", "--help", "--helpshort")
+flags.disclaim_key_flags()  # --config belongs to the command that asks for it, and to its --help
 
 
-def define_config() -> flags.FlagHolder:
+def define_config() -> None:
     """The flag `--config`, with `--config.key=value` for each key of the config."""
-    return config_flags.DEFINE_config_file(
-        "config", None, "Config file, default configs/demo.py; --config.KEY=VALUE changes a key."
+    config_flags.DEFINE_config_file(
+        "config",
+        None,
+        "Config: a file, or the name of a built-in one such as densenet; default demo. "
+        "--config.KEY=VALUE changes a key.",
     )
 
 
-def run(main: Callable[[list[str]], None], usage: str) -> None:
+def run(word: str) -> None:
     """Runs a command: parses flags, sets up logging, and ends as `exit_codes` does.
 
     Args:
-        main: takes the arguments that are no flags, the program's name first.
-        usage: shown at the head of `--help`.
+        word: a key of `COMMANDS`; its arguments are those of this process.
     """
+    if sys.platform == "win32":
+        sys.exit("error: mgc_jax runs on Linux and macOS; on Windows, use WSL")
+    # By its own name, be it that this process began with the same file.
+    module = importlib.import_module(f"mgc_jax.{COMMANDS[word]}")
+    module.define_flags()
+    sys.argv[0] = f"mgc_jax {word}"
+    if any(argument in _HELP for argument in sys.argv[1:]):
+        sys.stdout.write(f"{module.__doc__}\n{flags.FLAGS.module_help(module.__name__)}\n")
+        sys.exit(0)
+    run_main(module.main)
+
+
+def run_main(main: Callable[[list[str]], None]) -> None:
+    """Runs a function of the arguments that are no flags, the program's name first."""
     set_up_logging()
-    sys.modules["__main__"].__doc__ = usage
     with exit_codes():
         app.run(main, flags_parser=_parse_flags)
 
@@ -75,28 +106,39 @@ def reject_arguments(argv: list[str]) -> None:
 def _parse_flags(argv: list[str]) -> list[str]:
     """Parses flags, the demo's config being the default."""
     if "config" in flags.FLAGS:
-        config = _config_argument(argv)
-        if config is None:
-            # Not the flag's own default, which ml_collections would load at import.
-            argv = [argv[0], f"--config={_CONFIGS / 'demo.py'}", *argv[1:]]
-        elif not os.path.isfile(path := config.partition(":")[0]):
-            known = ", ".join(sorted(p.stem for p in _CONFIGS.glob("*.py") if p.stem != "__init__"))
-            raise InputError(f"no config file {path!r}; in {_CONFIGS} there are: {known}")
+        argv = _with_config_file(argv)
     try:
         return flags.FLAGS(argv)
     except (AttributeError, KeyError) as error:
-        raise InputError(
-            f"no such config key: {_one_line(error)}; see configs/default.py"
-        ) from None
+        # ml_collections looks for the nearest key itself.
+        near = re.search('Did you mean "(.*)" instead of "(.*)"', str(error))
+        said = f"{near[2]!r}; did you mean {near[1]!r}?" if near else f"{_one_line(error)}."
+        raise InputError(f"no such config key: {said} See configs/default.py") from None
     except (flags.Error, TypeError, ValueError, OSError) as error:
         raise InputError(f"{_one_line(error)} (see --help)") from None
 
 
-def _config_argument(argv: list[str]) -> str | None:
-    for argument, following in itertools.pairwise([*argv, ""]):
-        if match := re.fullmatch("--?config(?:=(.*))?", argument):
-            return following if match[1] is None else match[1]
-    return None
+def _with_config_file(argv: list[str]) -> list[str]:
+    """The arguments with `--config` naming a file: `densenet` is the built-in config of that name.
+
+    Raises:
+        InputError: there is no such config.
+    """
+    for place, (argument, following) in enumerate(itertools.pairwise([*argv, ""])):
+        match = re.fullmatch("--?config(?:=(.*))?", argument)
+        if not match:
+            continue
+        used = 2 if match[1] is None else 1  # `--config densenet` is two arguments
+        path, colon, rest = (following if match[1] is None else match[1]).partition(":")
+        built_in = _CONFIGS / f"{path}.py"
+        if not os.path.isfile(path) and built_in.is_file() and "/" not in path:
+            path = str(built_in)
+        if not os.path.isfile(path):
+            known = sorted(p.stem for p in _CONFIGS.glob("*.py") if p.stem != "__init__")
+            raise InputError(f"no config file {path!r}: {choices(Path(path).stem, known)}")
+        return [*argv[:place], f"--config={path}{colon}{rest}", *argv[place + used :]]
+    # Not the flag's own default, which ml_collections would load when it is defined.
+    return [argv[0], f"--config={_CONFIGS / 'demo.py'}", *argv[1:]]
 
 
 def _one_line(error: Exception) -> str:
@@ -112,7 +154,10 @@ def _show_thread_error(thread: threading.ExceptHookArgs) -> None:
 
 
 def set_up_logging() -> None:
-    """Our own lines, with the time, on stderr; the libraries' errors only (--verbosity=0: all)."""
+    """Our own lines, with the time, on stderr; the libraries' errors only (--verbosity=0: all).
+
+    This is the one place that changes what belongs to the whole process.
+    """
     flags.FLAGS.verbosity = absl_logging.ERROR  # its default is INFO, as soon as flags are parsed
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # unused here, and announced at every start

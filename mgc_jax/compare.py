@@ -16,12 +16,17 @@ from absl import flags
 from mgc_jax import cli, console
 from mgc_jax.errors import InputError
 
-_OUTPUT = flags.DEFINE_string(
-    "output",
-    None,
-    "Page to write; the Markdown goes beside it, as .md. Default: comparison.html in the folder "
-    "that the runs lie in.",
-)
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines this command's flags."""
+    flags.DEFINE_string(
+        "output",
+        None,
+        "Page to write; the Markdown goes beside it, as .md. Default: comparison.html in the "
+        "folder that the runs lie in.",
+    )
 
 
 def main(argv: list[str]) -> None:
@@ -30,7 +35,7 @@ def main(argv: list[str]) -> None:
     # Not at the top: they take a second, and --help none.
     from mgc_jax.results.comparison import read_runs, write_comparison
 
-    path = Path(_OUTPUT.value or _beside(argv[1:]))
+    path = Path(FLAGS.output or _beside(argv[1:]))
     if path.suffix != ".html":
         raise InputError(f"--output={path}: it should end in .html")
     runs = read_runs(argv[1:])
@@ -49,4 +54,4 @@ def _beside(workdirs: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main, __doc__)
+    cli.run("compare")

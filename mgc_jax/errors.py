@@ -1,6 +1,8 @@
 """The exceptions that commands turn into one line and an exit code."""
 
+import difflib
 import errno
+from collections.abc import Iterable
 
 
 class InputError(ValueError):
@@ -20,3 +22,19 @@ def is_disk_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def choices(name: str, known: Iterable[str]) -> str:
+    """For a message about an unknown name: the nearest known one, and all of them.
+
+    Examples:
+        >>> choices("densent", ["baseline_b", "densenet"])
+        "did you mean 'densenet'? There are: baseline_b, densenet"
+        >>> choices("x", ["baseline_b", "densenet"])
+        'one of baseline_b, densenet'
+    """
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    if near:
+        return f"did you mean {near[0]!r}? There are: {', '.join(known)}"
+    return f"one of {', '.join(known)}"

@@ -18,13 +18,16 @@ from absl import flags
 from mgc_jax import cli
 from mgc_jax.errors import InputError
 
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Workdir of the run whose best checkpoint is exported."
-)
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines this command's flags."""
+    flags.DEFINE_string("workdir", None, "Workdir of the run whose best checkpoint is exported.")
 
 
 def main(argv: list[str]) -> None:
-    if not _WORKDIR.value:
+    if not FLAGS.workdir:
         raise InputError("--workdir=... is missing: the folder of a trained run")
     if len(argv) != 2:
         raise InputError("give one folder to write to: python -m mgc_jax.export --workdir=W OUT")
@@ -34,10 +37,10 @@ def main(argv: list[str]) -> None:
     out = Path(argv[1])
     try:
         out.mkdir(parents=True, exist_ok=True)
-        export_run(_WORKDIR.value, out)
+        export_run(FLAGS.workdir, out)
     except OSError as error:
         raise InputError(f"cannot write to {out}: {error.strerror}") from None
 
 
 if __name__ == "__main__":
-    cli.run(main, __doc__)
+    cli.run("export")

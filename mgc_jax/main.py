@@ -20,22 +20,30 @@ from ml_collections import config_flags
 from mgc_jax import cli, console
 
 # Imports at the top stay light: the demo's worker processes import this module again.
-_CONFIG = cli.define_config()
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of checkpoints, logs and report; default: runs/<name of the config>."
-)
-_MODE = flags.DEFINE_enum(
-    "mode",
-    "train",
-    ["train", "eval"],
-    "train (or go on), evaluate, report; or evaluate and report only.",
-)
-_MULTIHOST = flags.DEFINE_bool(
-    "multihost",
-    False,
-    "Train together with the other processes that run this command, as a TPU slice, SLURM, or "
-    "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say. Process 0 alone writes.",
-)
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines this command's flags."""
+    cli.define_config()
+    flags.DEFINE_string(
+        "workdir",
+        None,
+        "Folder of checkpoints, logs and report; default: runs/<name of the config>.",
+    )
+    flags.DEFINE_enum(
+        "mode",
+        "train",
+        ["train", "eval"],
+        "train (or go on), evaluate, report; or evaluate and report only.",
+    )
+    flags.DEFINE_bool(
+        "multihost",
+        False,
+        "Train together with the other processes that run this command, as a TPU slice, SLURM, or "
+        "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say. Process 0 alone "
+        "writes.",
+    )
 
 
 def main(argv: list[str]) -> None:
@@ -45,24 +53,23 @@ def main(argv: list[str]) -> None:
     from mgc_jax import parallel
 
     parallel.keep_memory()
-    if _MULTIHOST.value:
+    if FLAGS.multihost:
         parallel.join_hosts()
         if not parallel.is_main():
             console.log.setLevel("WARNING")
-
     from mgc_jax.training.train import train_and_evaluate
 
-    config = _CONFIG.value
-    workdir = Path(_WORKDIR.value or os.path.join("runs", _run_name())).absolute()
+    config = FLAGS.config
+    workdir = Path(FLAGS.workdir or os.path.join("runs", _run_name())).absolute()
     command = shlex.join(["python", "-m", "mgc_jax.main", *sys.argv[1:]])
-    train_and_evaluate(config, workdir, training=_MODE.value == "train", command=command)
+    train_and_evaluate(config, workdir, training=FLAGS.mode == "train", command=command)
 
 
 def _run_name() -> str:
     """`configs/demo.py:densenet` gives `demo-densenet`."""
-    path, _, argument = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
+    path, _, argument = config_flags.get_config_filename(FLAGS["config"]).partition(":")
     return "-".join([Path(path).stem, *filter(None, [argument])])
 
 
 if __name__ == "__main__":
-    cli.run(main, __doc__)
+    cli.run("train")

@@ -25,30 +25,31 @@ from mgc_jax.errors import InputError
 if TYPE_CHECKING:
     from mgc_jax.predictor import Prediction
 
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Workdir of the run whose best checkpoint predicts."
-)
-_FORMAT = flags.DEFINE_enum(
-    "format",
-    "table",
-    ["table", "json", "csv"],
-    "A table for people, one JSON object a line, or CSV with one row a file. Files that cannot be "
-    "used have the reason in `error` in the latter two.",
-)
-_TOP = flags.DEFINE_integer("top", 3, "Genres that the table lists for each file.", lower_bound=1)
-_TIMELINE = flags.DEFINE_bool("timeline", False, "Genres over time too, clip by clip.")
-_PLOT = flags.DEFINE_string(
-    "plot", None, "Folder for a picture of each file: spectrogram and genres over time."
-)
-_BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", 8, "Clips a step; changes the speed only.", lower_bound=1
-)
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines this command's flags."""
+    flags.DEFINE_string("workdir", None, "Workdir of the run whose best checkpoint predicts.")
+    flags.DEFINE_enum(
+        "format",
+        "table",
+        ["table", "json", "csv"],
+        "A table for people, one JSON object a line, or CSV with one row a file. Files that cannot "
+        "be used have the reason in `error` in the latter two.",
+    )
+    flags.DEFINE_integer("top", 3, "Genres that the table lists for each file.", lower_bound=1)
+    flags.DEFINE_bool("timeline", False, "Genres over time too, clip by clip.")
+    flags.DEFINE_string(
+        "plot", None, "Folder for a picture of each file: spectrogram and genres over time."
+    )
+    flags.DEFINE_integer("batch_size", 8, "Clips a step; changes the speed only.", lower_bound=1)
 
 
 def main(argv: list[str]) -> None:
-    if not _WORKDIR.value:
+    if not FLAGS.workdir:
         raise InputError("--workdir=... is missing: the folder of a trained run")
-    if _TIMELINE.value and _FORMAT.value == "csv":
+    if FLAGS.timeline and FLAGS.format == "csv":
         raise InputError("--timeline does not fit into --format=csv: use json")
     if missing := [path for path in argv[1:] if not os.path.exists(path)]:
         raise InputError(f"no such file or folder: {missing[0]}")
@@ -58,24 +59,24 @@ def main(argv: list[str]) -> None:
     files = list(find_files(argv[1:]))
     if not files:
         raise InputError("no audio files: name files, or folders that hold some")
-    if _PLOT.value:
-        _make_folder(_PLOT.value)
-    predictor = load(_WORKDIR.value, _BATCH_SIZE.value)
+    if FLAGS.plot:
+        _make_folder(FLAGS.plot)
+    predictor = load(FLAGS.workdir, FLAGS.batch_size)
     # File names need not be UTF-8: what JSON writes for such bytes will do everywhere.
     sys.stdout.reconfigure(errors="backslashreplace")
-    if _FORMAT.value == "csv":
+    if FLAGS.format == "csv":
         columns = [f"prob_{genre}" for genre in predictor.genres]
         csv.writer(sys.stdout).writerow(["path", "genre", *columns, "error"])
     failed, plotted = 0, set()
     with tqdm(total=len(files), unit="file", leave=False, disable=None) as bar:
-        for result in predictor.stream(files, spectrograms=bool(_PLOT.value)):
+        for result in predictor.stream(files, spectrograms=bool(FLAGS.plot)):
             with bar.external_write_mode():
                 if result.error is not None:
                     failed += 1
                     print(f"error: {result.source}: {result.error}", file=sys.stderr)
-                _WRITERS[_FORMAT.value](result, predictor.genres)
+                _WRITERS[FLAGS.format](result, predictor.genres)
                 sys.stdout.flush()
-            if _PLOT.value and result.error is None:
+            if FLAGS.plot and result.error is None:
                 _save_plot(result, plotted)
             bar.update()
     if failed:
@@ -86,9 +87,9 @@ def _write_table(result: "Prediction", genres: tuple[str, ...]) -> None:
     if result.error is not None:
         return
     print(result.source)
-    for genre, probability in list(result.ranking.items())[: _TOP.value]:
+    for genre, probability in list(result.ranking.items())[: FLAGS.top]:
         print(f"  {probability:6.1%}  {genre}")
-    if _TIMELINE.value:
+    if FLAGS.timeline:
         for i, row in enumerate(result.timeline):
             minutes, seconds = divmod(int(i * result.clip_seconds), 60)
             print(f"  {minutes:3d}:{seconds:02d}  {row.max():6.1%}  {genres[row.argmax()]}")
@@ -100,7 +101,7 @@ def _write_json(result: "Prediction", genres: tuple[str, ...]) -> None:
         found["error"] = result.error
     else:
         found |= {"genre": result.genre, "probabilities": result.ranking}
-        if _TIMELINE.value:
+        if FLAGS.timeline:
             found["timeline"] = [
                 {
                     "start": i * result.clip_seconds,
@@ -137,8 +138,8 @@ def _save_plot(result: "Prediction", written: set[str]) -> None:
             break
         name = f"{base}-{number}"
     written.add(name)
-    plot_timeline(result).savefig(os.path.join(_PLOT.value, f"{name}.png"))
+    plot_timeline(result).savefig(os.path.join(FLAGS.plot, f"{name}.png"))
 
 
 if __name__ == "__main__":
-    cli.run(main, __doc__)
+    cli.run("predict")

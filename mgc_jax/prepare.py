@@ -16,78 +16,83 @@ from absl import flags
 from mgc_jax import cli
 
 # Imports at the top stay light: worker processes import this module again.
-_CONFIG = cli.define_config()
-_AUDIO_DIR = flags.DEFINE_string(
-    "audio_dir",
-    None,
-    "Folder of audio files; FMA: the one that holds 000/, 001/, ...; audio_folder: the one that "
-    "holds a folder for each genre.",
-)
-_METADATA_DIR = flags.DEFINE_string(
-    "metadata_dir", None, "Folder of tracks.csv; default: fma_metadata beside it."
-)
-_DOWNLOAD = flags.DEFINE_bool(
-    "download",
-    False,
-    "Without --audio_dir: fetch FMA's archives into downloads/ in the data_dir, and unpack them.",
-)
-_SPLITS_CSV = flags.DEFINE_string(
-    "splits_csv",
-    None,
-    "For audio_folder: a CSV with the columns path (below audio_dir) and split (train, validation, "
-    "test); default: 80/10/10 by a hash of the path.",
-)
-_GROUP_BY = flags.DEFINE_enum(
-    "group_by",
-    "file",
-    ["file", "parent"],
-    "For audio_folder: what stays in one split, a file or all files of its folder (an album).",
-)
-_MAX_SKIPPED = flags.DEFINE_float(
-    "max_skipped",
-    0.05,
-    "The largest share of tracks that may be unusable.",
-    lower_bound=0,
-    upper_bound=1,
-)
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where TFRecords go; default: config.data_dir.")
-_WORKERS = flags.DEFINE_integer(
-    "workers", os.cpu_count(), "Processes that decode audio.", lower_bound=1
-)
-_BEAM_RUNNER = flags.DEFINE_string(
-    "beam_runner",
-    None,
-    "Decode and write on Apache Beam (extra beam): DirectRunner, DataflowRunner, ...",
-)
-_BEAM_OPTIONS = flags.DEFINE_string(
-    "beam_options",
-    "",
-    "The runner's options, as in direct_num_workers=4,direct_running_mode=multi_processing.",
-)
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines this command's flags."""
+    cli.define_config()
+    flags.DEFINE_string(
+        "audio_dir",
+        None,
+        "Folder of audio files; FMA: the one that holds 000/, 001/, ...; audio_folder: the one "
+        "that holds a folder for each genre.",
+    )
+    flags.DEFINE_string(
+        "metadata_dir", None, "Folder of tracks.csv; default: fma_metadata beside it."
+    )
+    flags.DEFINE_bool(
+        "download",
+        False,
+        "Without --audio_dir: fetch FMA's archives into downloads/ in the data_dir, and unpack "
+        "them.",
+    )
+    flags.DEFINE_string(
+        "splits_csv",
+        None,
+        "For audio_folder: a CSV with the columns path (below audio_dir) and split (train, "
+        "validation, test); default: 80/10/10 by a hash of the path.",
+    )
+    flags.DEFINE_enum(
+        "group_by",
+        "file",
+        ["file", "parent"],
+        "For audio_folder: what stays in one split, a file or all files of its folder (an album).",
+    )
+    flags.DEFINE_float(
+        "max_skipped",
+        0.05,
+        "The largest share of tracks that may be unusable.",
+        lower_bound=0,
+        upper_bound=1,
+    )
+    flags.DEFINE_string("data_dir", None, "Where TFRecords go; default: config.data_dir.")
+    flags.DEFINE_integer("workers", os.cpu_count(), "Processes that decode audio.", lower_bound=1)
+    flags.DEFINE_string(
+        "beam_runner",
+        None,
+        "Decode and write on Apache Beam (extra beam): DirectRunner, DataflowRunner, ...",
+    )
+    flags.DEFINE_string(
+        "beam_options",
+        "",
+        "The runner's options, as in direct_num_workers=4,direct_running_mode=multi_processing.",
+    )
 
 
 def main(argv: list[str]) -> None:
     cli.reject_arguments(argv)
-    config = _CONFIG.value
-    if _DATA_DIR.value:
-        config.data_dir = _DATA_DIR.value
+    config = FLAGS.config
+    if FLAGS.data_dir:
+        config.data_dir = FLAGS.data_dir
     from mgc_jax.data import preparation
     from mgc_jax.models import inputs_of
 
     preparation.prepare(
         config,
         inputs_of(config.model),
-        audio_dir=_AUDIO_DIR.value,
-        metadata_dir=_METADATA_DIR.value,
-        download=_DOWNLOAD.value,
-        splits_csv=_SPLITS_CSV.value,
-        group_by=_GROUP_BY.value,
-        max_skipped=_MAX_SKIPPED.value,
-        workers=_WORKERS.value,
-        beam_runner=_BEAM_RUNNER.value,
-        beam_options=_BEAM_OPTIONS.value,
+        audio_dir=FLAGS.audio_dir,
+        metadata_dir=FLAGS.metadata_dir,
+        download=FLAGS.download,
+        splits_csv=FLAGS.splits_csv,
+        group_by=FLAGS.group_by,
+        max_skipped=FLAGS.max_skipped,
+        workers=FLAGS.workers,
+        beam_runner=FLAGS.beam_runner,
+        beam_options=FLAGS.beam_options,
     )
 
 
 if __name__ == "__main__":
-    cli.run(main, __doc__)
+    cli.run("prepare")

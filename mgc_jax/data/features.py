@@ -20,7 +20,7 @@ import numpy as np
 import scipy.fft
 import scipy.sparse
 
-from mgc_jax.errors import InputError
+from mgc_jax.errors import InputError, choices
 
 # power_to_db's floor: silence is 1e-10, so that a silent clip is 0 dB below its own maximum
 # everywhere, as in librosa.
@@ -321,7 +321,7 @@ def make_features(names: Sequence[str], config: Mapping) -> tuple[Feature, ...]:
     """
     for name in names:
         if name not in FEATURES:
-            raise InputError(f"no stored feature {name!r}: one of {', '.join(FEATURES)}")
+            raise InputError(f"no stored feature {name!r}: {choices(name, FEATURES)}")
     return tuple(FEATURES[name].from_config(config) for name in names)
 
 

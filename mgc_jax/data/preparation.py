@@ -31,7 +31,7 @@ from mgc_jax.data.tracks import (
     list_tracks,
 )
 from mgc_jax.data.workers import run_all
-from mgc_jax.errors import InputError
+from mgc_jax.errors import InputError, choices
 
 # Largest differences from librosa's waveform (samples) and log-mels (dB).
 _MAX_DEVIATION = {"waveform": 1e-6}
@@ -67,9 +67,8 @@ def prepare(
             a split, more than `max_skipped` unusable ones, or nowhere to write.
     """
     if config.dataset not in BUILDERS:
-        raise InputError(
-            f"config.dataset={config.dataset!r} is unknown: one of {', '.join(BUILDERS)}"
-        )
+        known = choices(config.dataset, BUILDERS)
+        raise InputError(f"config.dataset={config.dataset!r} is unknown: {known}")
     tfds.disable_progress_bar()  # ours counts tracks
     features = make_features(feature_names, config)
     target = dataset_path(config, feature_names)

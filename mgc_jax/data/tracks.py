@@ -259,6 +259,14 @@ def write_skipped(folder: epath.Path, skipped: Sequence[Skipped]) -> None:
     _write_csv(folder / SKIPPED_FILE, (*Track._fields, "reason"), rows)
 
 
+def read_paths(folder: str | os.PathLike) -> dict[int, str]:
+    """The audio file of each track id in a folder of records, below the folder that holds all."""
+    with _open_csv(epath.Path(folder) / TRACKS_FILE, "rb") as file:
+        paths = {int(row["track_id"]): row["path"] for row in csv.DictReader(file)}
+    above = os.path.dirname(os.path.commonprefix(list(paths.values())))
+    return {track_id: path.removeprefix(above).lstrip("/") for track_id, path in paths.items()}
+
+
 def _write_csv(path: epath.Path, header: Sequence[str], rows: Sequence[tuple]) -> None:
     with _open_csv(path, "wb") as file:
         csv.writer(file).writerows([header, *rows])

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import jax
 
-from mgc_jax.errors import InputError
+from mgc_jax.errors import InputError, choices
 from mgc_jax.models.baseline_a_1d import BaselineA1D
 from mgc_jax.models.baseline_a_2d import BaselineA2D
 from mgc_jax.models.baseline_b import BaselineB
@@ -52,7 +52,7 @@ def count_parameters(variables: Mapping) -> int:
 def _find(name: str) -> type[Network]:
     """The class of this name, if it keeps the contract of `Network`."""
     if name not in MODELS:
-        raise InputError(f"config.model={name!r} is unknown: one of {', '.join(MODELS)}")
+        raise InputError(f"config.model={name!r} is unknown: {choices(name, MODELS)}")
     model = MODELS[name]
     if not (isinstance(model, type) and issubclass(model, Network) and model.inputs):
         raise InputError(

@@ -10,16 +10,20 @@ import jax.numpy as jnp
 from absl import flags
 
 from mgc_jax import cli
+from mgc_jax.configs import default
 from mgc_jax.data.features import make_features
 from mgc_jax.models import MODELS, count_parameters, create_model
 
-_DEPTH = flags.DEFINE_integer("depth", 2, "Levels of modules to list.", lower_bound=1)
-_WIDTH = flags.DEFINE_integer("width", 150, "Columns of the tables.", lower_bound=80)
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines this command's flags."""
+    flags.DEFINE_integer("depth", 2, "Levels of modules to list.", lower_bound=1)
+    flags.DEFINE_integer("width", 150, "Columns of the tables.", lower_bound=80)
 
 
 def main(argv: list[str]) -> None:
-    from mgc_jax.configs import default
-
     config = default.get_config()
     totals = []
     for name in argv[1:] or MODELS:
@@ -29,9 +33,9 @@ def main(argv: list[str]) -> None:
             jax.random.key(0),
             *inputs,
             train=False,
-            depth=_DEPTH.value,
+            depth=FLAGS.depth,
             compute_flops=True,
-            console_kwargs={"width": _WIDTH.value, "force_terminal": False},
+            console_kwargs={"width": FLAGS.width, "force_terminal": False},
         )
         sys.stdout.write(table)
         totals.append(_total(name, model, inputs))
@@ -46,4 +50,4 @@ def _total(name: str, model, inputs: list[jax.Array]) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main, __doc__)
+    cli.run("models")

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from mgc_jax.configs import default
 from mgc_jax.data.features import Feature, make_features
 from mgc_jax.errors import InputError
 from mgc_jax.models import count_parameters, create_model
+from mgc_jax.results.files import CONFIG, GENRES, read_config, read_genres
 from mgc_jax.training.checkpoints import Checkpoints
 
 
@@ -97,19 +97,18 @@ def load_run(workdir: str | os.PathLike) -> TrainedRun:
         InputError: the workdir holds no run, no finished epoch, or damaged files.
     """
     workdir = Path(workdir)
-    for part in ("config.json", "genres.json", "checkpoints/best"):
+    for part in (CONFIG, GENRES, "checkpoints/best"):
         if not (workdir / part).exists():
             raise InputError(f"{workdir} holds no trained run: there is no {part} in it")
     try:
-        config = with_defaults(json.loads((workdir / "config.json").read_text()))
-        genres = json.loads((workdir / "genres.json").read_text())
-        network = Network.from_config(config, genres)
+        config = with_defaults(read_config(workdir))
+        network = Network.from_config(config, read_genres(workdir))
         with Checkpoints(workdir) as checkpoints:
             variables, score = checkpoints.restore_best(network.shapes)
     except InputError:
         raise
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        # What json, ml_collections and orbax raise for a damaged file is any of these.
+        # What ml_collections and orbax raise for a damaged file is any of these.
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise InputError(f"{workdir}: cannot read this run: {reason}") from error
     return TrainedRun(network, variables, score["epoch"])

@@ -44,6 +44,7 @@ from safetensors.numpy import load_file
 
 from mgc_jax import console
 from mgc_jax.errors import InputError
+from mgc_jax.training.network import load_run
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 _OLD_SPELLING = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
@@ -75,7 +76,8 @@ def load_weights(path: str | os.PathLike, model_name: str, variables: Mapping) -
     _adapt_first_convolution(tensors, shapes)
     if problem := _first_problem(tensors, shapes):
         raise InputError(
-            f"{path} does not fit {model_name}: {problem} (mgc_jax/pretrained.py lists the names)"
+            f"{path} does not fit {model_name}: {problem} (mgc_jax/training/pretrained.py lists "
+            "the names)"
         )
     loaded = {
         key: jnp.asarray(_to_ours(tensors[name]), fresh[key].dtype) for name, key in names.items()
@@ -111,10 +113,8 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
 
 def _read_run(workdir: Path, model_name: str) -> dict[str, np.ndarray]:
     """The best checkpoint of a run as a state dict, so that one code checks both sources."""
-    from mgc_jax.training.network import load_run
-
     run = load_run(workdir)
-    stored = run.config.model
+    stored = run.network.config.model
     if stored != model_name and (stored, model_name) != ("densenet", "fusionnet"):
         raise InputError(
             f"{workdir} holds a run of {stored}, whose weights do not fit {model_name}"

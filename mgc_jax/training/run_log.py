@@ -14,6 +14,7 @@ from matplotlib.image import imread
 
 from mgc_jax import console, parallel
 from mgc_jax.files import write_text
+from mgc_jax.results.files import LOG, read_log
 
 # Lines of steps are written together, out of the way of fast steps. One of them goes to
 # TensorBoard, as its writer takes as long for a scalar as a fast step in all.
@@ -34,10 +35,10 @@ class RunLog:
         self._open = parallel.is_main()
         if not self._open:
             return
-        path = Path(workdir) / "metrics.jsonl"
+        path = Path(workdir, LOG)
         kept = [
             line
-            for line in _read_lines(path)
+            for line in read_log(workdir)
             if (line["step"] <= step if line["kind"] == "step" else line["epoch"] <= epoch)
         ]
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
@@ -186,16 +187,4 @@ def duration(seconds: float) -> str:
 
 def total_seconds(workdir: str | os.PathLike) -> float:
     """Seconds spent training and validating, over all starts of a run."""
-    return sum(line.get("seconds", 0.0) for line in _read_lines(Path(workdir) / "metrics.jsonl"))
-
-
-def _read_lines(path: Path) -> list[dict]:
-    if not path.exists():
-        return []
-    lines = []
-    for line in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:  # the last line of a killed run
-            break
-    return lines
+    return sum(line.get("seconds", 0.0) for line in read_log(workdir))

@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,21 +18,22 @@ from ml_collections import ConfigDict
 from mgc_jax import console, models, parallel
 from mgc_jax.data import preparation, shards
 from mgc_jax.data.input_pipeline import ClipDataset, Split, open_dataset
-from mgc_jax.data.tracks import SKIPPED_FILE
-from mgc_jax.errors import InputError
-from mgc_jax.files import write_text
-from mgc_jax.results import report
-from mgc_jax.results.files import write_evaluation
+from mgc_jax.data.tracks import SKIPPED_FILE, read_paths
+from mgc_jax.errors import InputError, choices
+from mgc_jax.results import files, report
 from mgc_jax.results.metrics import SplitPredictions
 from mgc_jax.training import loop
-from mgc_jax.training.augment import augmented_forms
+from mgc_jax.training.augment import Augmenter, augmented_forms
 from mgc_jax.training.evaluate import predict_split
 from mgc_jax.training.network import Network, load_run, with_defaults
+from mgc_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from mgc_jax.training.run_log import total_seconds, write_images
 from mgc_jax.training.step import compile_predict_step
 
 # What may change between two starts of a run.
 _MAY_DIFFER = {"data_dir", "checkpoint_every_minutes", "profile", "skip_nonfinite"}
+# Types that a network computes in.
+DTYPES = ("float32", "bfloat16", "float16")
 _PACKAGES = (
     "mgc_jax",
     "jax",
@@ -59,33 +60,37 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, *, training: bool, com
         InputError: another config's workdir, no data, no checkpoint, ...
     """
     feature_names = models.inputs_of(config.model)
-    parallel.check_batch_size(config.batch_size, config.optimizer.accumulate)
+    _check_config(config)
     if parallel.is_main():
-        _claim_workdir(workdir, config, new=training)
+        _check_workdir(workdir, config, new=training)
     parallel.use_compilation_cache(workdir.parent / "jax_cache")
     _make_demo_if_missing(config, feature_names)
     dataset = open_dataset(config, feature_names)
-    if parallel.is_main():
-        _check_genres(workdir, dataset.genres)
     network = Network.from_config(config, dataset.genres)
+    if parallel.is_main():
+        _claim_workdir(workdir, network)
     _announce(network, workdir, dataset)
     progress = loop.load_progress(workdir)
-    reported = parallel.share_text(str((workdir / "report" / "index.html").exists())) == "True"
+    reported = parallel.share_text(str(files.has_report(workdir))) == "True"
     if training and reported and loop.is_finished(config, progress):
         console.log.info(
             "this run is complete: %d epochs; --mode=eval evaluates it again", progress.epoch
         )
-        _summarise(workdir, json.loads((workdir / "report" / "metrics.json").read_text()))
+        _summarise(workdir, files.read_metrics(workdir, network.genres))
         return
     if training:
         progress = loop.train(network, workdir, dataset)
     predictions, epoch = _evaluate(workdir, network, dataset.splits["test"])
     if not parallel.is_main():
         return
-    scores = write_evaluation(workdir, predictions, dataset.genres, epoch)
+    paths = read_paths(dataset.path)
+    scores = files.write_evaluation(workdir, predictions, dataset.genres, epoch, paths)
+    # FMA's tracks are known by their ids; a hash of a path says nothing.
+    names = paths if config.dataset == "audio_folder" else {}
     report.write_report(
         workdir,
-        examples=_examples(network, dataset),
+        examples=_examples(network, dataset, names),
+        names=names,
         data=_describe_data(network, dataset),
         run={
             "command": command,
@@ -99,26 +104,39 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, *, training: bool, com
         },
     )
     if training:
-        names = ("confusion_matrix", "spectrograms")
-        pictures = {f"test/{name}": workdir / "report" / f"{name}.png" for name in names}
+        pictures = ("confusion_matrix", "spectrograms")
+        pictures = {f"test/{name}": workdir / files.REPORT / f"{name}.png" for name in pictures}
         write_images(workdir, progress.step, pictures)
     _summarise(workdir, scores)
 
 
-def _claim_workdir(workdir: Path, config: ConfigDict, *, new: bool) -> None:
-    """Writes `config.json` into a fresh workdir; checks that an old one is this config's."""
-    path = workdir / "config.json"
-    if not path.exists():
+def _check_config(config: ConfigDict) -> None:
+    """Raises InputError for a setting that cannot be met, before any data are made or read."""
+    parallel.check_batch_size(config.batch_size, config.optimizer.accumulate)
+    if config.dtype not in DTYPES:
+        raise InputError(f"config.dtype={config.dtype!r}: {choices(config.dtype, DTYPES)}")
+    if config.init_from and not os.path.exists(config.init_from):
+        raise InputError(f"config.init_from={config.init_from!r}: no such file or folder")
+    # A network of two genres has all the fields and settings that one of any number has.
+    network = Network.from_config(config, ["one", "other"])
+    Augmenter(config, network.features)
+    make_optimizer(config, learning_rate_schedule(config, 1), network.shapes["params"])
+
+
+def _check_workdir(workdir: Path, config: ConfigDict, *, new: bool) -> None:
+    """Raises InputError where the workdir is another config's, or cannot be written to.
+
+    A workdir without a checkpoint is free: a start that failed does not claim it.
+    """
+    if not (workdir / files.CONFIG).exists():
         if not new:
             raise InputError(f"no run in {workdir} (it has no config.json): train first")
-        try:
-            write_text(path, config.to_json(indent=2, sort_keys=True))
-        except OSError as error:
-            raise InputError(f"cannot write to --workdir={workdir}: {error.strerror}") from None
         return
     if not os.access(workdir, os.W_OK):
         raise InputError(f"cannot write to --workdir={workdir}: permission denied")
-    stored = _flatten(json.loads(with_defaults(json.loads(path.read_text())).to_json()))
+    if not any((workdir / "checkpoints").glob("*/*")):
+        return
+    stored = _flatten(json.loads(with_defaults(files.read_config(workdir)).to_json()))
     wanted = _flatten(json.loads(config.to_json()))
     differences = [
         f"{key} is {stored.get(key)!r} there, {wanted.get(key)!r} now"
@@ -130,6 +148,23 @@ def _claim_workdir(workdir: Path, config: ConfigDict, *, new: bool) -> None:
             f"{workdir} holds a run of another config: {'; '.join(differences)}. "
             "Give another --workdir, or the same config"
         )
+
+
+def _claim_workdir(workdir: Path, network: Network) -> None:
+    """Writes config and genres into a fresh workdir; checks that an old one is of these genres."""
+    if any((workdir / "checkpoints").glob("*/*")):
+        stored = files.read_genres(workdir)
+        if stored != list(network.genres):
+            raise InputError(
+                f"{workdir} was trained on the genres {stored}, the data set now has "
+                f"{list(network.genres)}"
+            )
+        return
+    try:
+        files.write_config(workdir, json.loads(network.config.to_json()))
+        files.write_genres(workdir, network.genres)
+    except OSError as error:
+        raise InputError(f"cannot write to --workdir={workdir}: {error.strerror}") from None
 
 
 def _flatten(tree: dict, prefix: str = "") -> dict:
@@ -149,16 +184,6 @@ def _make_demo_if_missing(config: ConfigDict, feature_names: tuple[str, ...]) ->
         if config.dataset == "demo" and mine and not path.exists():
             preparation.prepare(config, feature_names, workers=os.cpu_count())
         parallel.wait_for_main("demo")
-
-
-def _check_genres(workdir: Path, genres: list[str]) -> None:
-    path = workdir / "genres.json"
-    if not path.exists():
-        write_text(path, json.dumps(genres, ensure_ascii=False))
-    elif (stored := json.loads(path.read_text())) != genres:
-        raise InputError(
-            f"{workdir} was trained on the genres {stored}, the data set now has {genres}"
-        )
 
 
 def _announce(network: Network, workdir: Path, dataset: ClipDataset) -> None:
@@ -201,16 +226,16 @@ def _evaluate(workdir: Path, network: Network, test: Split) -> tuple[SplitPredic
 
 
 def _examples(
-    network: Network, dataset: ClipDataset
+    network: Network, dataset: ClipDataset, track_names: Mapping[int, str]
 ) -> list[tuple[str, Callable[[matplotlib.axes.Axes], None]]]:
     """One test clip of each genre, and the first of them augmented: titles, and what draws each."""
     feature = network.features[0]
     test = dataset.splits["test"]
     labels, rows = np.unique(test.labels["label"], return_index=True)
     inputs = feature.network_input(test.gather(rows)[feature.name])
-    tracks = test.labels["track_id"][rows]
+    tracks = [track_names.get(i, f"track {i}") for i in test.labels["track_id"][rows].tolist()]
     names = [dataset.genres[label] for label in labels]
-    titles = [f"{name} (track {track})" for name, track in zip(names, tracks, strict=True)]
+    titles = [f"{name} ({track})" for name, track in zip(names, tracks, strict=True)]
     examples = list(zip(titles, inputs, strict=True))
     for form, array in augmented_forms(network.config, feature, inputs[0]):
         examples.append((f"{names[0]}, {form}", array))
@@ -237,6 +262,7 @@ def _describe_data(network: Network, dataset: ClipDataset) -> dict:
 
 
 def _summarise(workdir: Path, scores: dict) -> None:
+    """Says the scores and where the report is."""
     for level in ("track", "clip"):
         s = scores[level]
         console.log.info(
@@ -246,4 +272,5 @@ def _summarise(workdir: Path, scores: dict) -> None:
             s["count"],
             *(s[name] for name in ("top1", "f1", "precision", "recall", "accuracy_ovr")),
         )
-    console.log.info("best epoch %d  report %s", scores["epoch"], workdir / "report" / "index.html")
+    page = workdir / files.REPORT / files.PAGE
+    console.log.info("best epoch %d  report %s", scores["epoch"], page)
