@@ -12,40 +12,52 @@ usage: ./launch.sh [ARGUMENTS OF mgc_jax.main]   set up, then train, evaluate, r
                                                  the same command on every worker of the TPU VM slice NAME; where
                                                  it does not exist yet, --type has it made
 
-Needs Python 3.11 or newer with pip. PYTHON=/path/to/python names one; EXTRAS=test,cuda (NVIDIA GPUs, Linux) or
-EXTRAS=test,tpu adds what an accelerator needs. Paths in arguments are relative to this folder.
+Needs Python 3.11 to 3.13 with pip, on Linux or macOS. PYTHON=/path/to/python names one; EXTRAS=cuda (NVIDIA GPUs,
+Linux) or EXTRAS=tpu adds what an accelerator needs. Paths in arguments are relative to this folder.
 TEXT
 }
 
 find_python() {
   local candidate
   for candidate in ${PYTHON:+"$PYTHON"} python3.11 python3.12 python3.13 python3; do
-    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
       echo "$candidate"
       return
     fi
   done
-  echo "error: no Python 3.11 or newer found; install one, or name it: PYTHON=/path/to/python ./launch.sh" >&2
+  echo "error: no Python 3.11, 3.12 or 3.13 found (TensorFlow has no packages for a newer one yet); install one," \
+    "or name it: PYTHON=/path/to/python ./launch.sh" >&2
   exit 1
 }
 
-# Installs once: the stamp holds what the installation was made from.
+# Installs what the main job needs, and the extras given or named in EXTRAS, once: .venv/installed holds what the
+# installation was made from, .venv/extras what it has. More extras are added to it; other files make it anew.
 setup() {
-  local extras wanted python
-  extras=${EXTRAS:-$(cat .venv/extras 2>/dev/null || echo test)}
-  wanted=$(cat setup.cfg pyproject.toml constraints.txt <(echo "$PWD $extras"))
-  if [[ -f .venv/installed && "$(cat .venv/installed)" == "$wanted" ]]; then
-    return
+  local wanted python extra had='' missing=''
+  wanted=$(cat setup.cfg pyproject.toml constraints.txt <(echo "$PWD"))
+  if [[ ! -f .venv/installed || "$(cat .venv/installed)" != "$wanted" ]]; then
+    python=$(find_python)
+    echo "setting up .venv with $("$python" --version) (some minutes, once)" >&2
+    had=$(cat .venv/extras 2>/dev/null || true)
+    if ! "$python" -m venv --clear .venv; then
+      echo "error: $python cannot make virtual environments; on Debian: apt-get install python3-venv" >&2
+      exit 1
+    fi
+    install
+    printf '%s' "$wanted" > .venv/installed
   fi
-  python=$(find_python)
-  echo "setting up .venv with $("$python" --version) (some minutes, once)" >&2
-  if ! "$python" -m venv --clear .venv; then
-    echo "error: $python cannot make virtual environments; on Debian: apt-get install python3-venv" >&2
-    exit 1
+  for extra in $(printf '%s\n' "$had" "${EXTRAS:-}" "$@" | tr ',' '\n' | sort -u); do
+    grep -qxF "$extra" .venv/extras 2>/dev/null || missing+=",$extra"
+  done
+  if [[ -n $missing ]]; then
+    echo "adding to .venv: ${missing#,}" >&2
+    install "[${missing#,}]"
+    tr ',' '\n' <<< "${missing#,}" >> .venv/extras
   fi
-  .venv/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[$extras]"
-  printf '%s' "$extras" > .venv/extras
-  printf '%s' "$wanted" > .venv/installed
+}
+
+install() {
+  .venv/bin/python -m pip install --quiet --constraint constraints.txt --editable ".${1:-}"
 }
 
 # Makes a TPU VM if need be, copies this folder to all workers, installs there, and runs the same command on each.
@@ -55,7 +67,12 @@ tpu() {
   shift
   while [[ $# -gt 0 && $1 != -- ]]; do
     case $1 in
-      --dry_run) run=echo ;;
+      --zone | --project | --type | --version)
+        [[ $# -gt 1 ]] || { echo "error: $1 needs a value" >&2; exit 1; }
+        set -- "$1=$2" "${@:3}"
+        continue
+        ;;
+      --dry_run) run=print_command ;;
       --zone=* | --project=*) flags+=("$1") ;;
       --type=*) type=${1#*=} ;;
       --version=*) version=${1#*=} ;;
@@ -65,10 +82,14 @@ tpu() {
   done
   [[ $# -eq 0 ]] || shift
   local command
-  archive=$(mktemp)  # not local: the trap outlives this function
-  trap 'rm -f "$archive"' EXIT
-  tar --exclude=./.venv --exclude=./.git --exclude=./runs --exclude=./tfrecords --exclude=__pycache__ -czf "$archive" .
-  command="mkdir -p mgc_jax && tar -xzf mgc_jax.tar.gz -C mgc_jax && cd mgc_jax && EXTRAS=test,tpu ./launch.sh --multihost"
+  archive=mgc_jax.tar.gz
+  if [[ -z $run ]]; then
+    archive=$(mktemp)  # not local: the trap outlives this function
+    trap 'rm -f "$archive"' EXIT
+    # What is tracked, and the user's own configs.
+    { git ls-files; ls configs/*.py; } | sort -u | sed 's|^|./|' | tar -czf "$archive" --no-recursion -T -
+  fi
+  command="mkdir -p mgc_jax && tar -xzf mgc_jax.tar.gz -C mgc_jax && cd mgc_jax && EXTRAS=tpu ./launch.sh --multihost"
   [[ $# -eq 0 ]] || command+=$(printf ' %q' "$@")
   if [[ -n $type ]] && { [[ -n $run ]] || ! "${tpu_vm[@]}" describe "$name" "${flags[@]}" &>/dev/null; }; then
     $run "${tpu_vm[@]}" create "$name" "${flags[@]}" --accelerator-type="$type" --version="$version"
@@ -77,11 +98,17 @@ tpu() {
   $run "${tpu_vm[@]}" ssh "$name" --worker=all "${flags[@]}" --command="$command"
 }
 
+# So quoted that it can be pasted.
+print_command() {
+  printf '%q ' "$@"
+  echo
+}
+
 cd "$(dirname "${BASH_SOURCE[0]}")"
 case ${1:-} in
   -h | --help) usage ;;
   setup) setup ;;
-  test) shift; setup; exec .venv/bin/python -m pytest -q "$@" ;;
+  test) shift; setup test; exec .venv/bin/python -m pytest -q "$@" ;;
   tpu) shift; tpu "$@" ;;
   *) setup; exec .venv/bin/python -m mgc_jax.main "$@" ;;
 esac

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -278,7 +279,7 @@ def test_predict_bad_use(finished, tmp_path):
 @pytest.mark.parametrize("module", ["main", "prepare", "predict", "app", "export"])
 def test_help_shows_how_to_use_it(module):
     done = call(module, "--help")
-    assert f"python -m mgc_jax.{module} --" in done.stdout
+    assert f"python -m mgc_jax.{module} --" in done.stdout and done.returncode == 0
     assert "Traceback" not in done.stderr
 
 
@@ -287,7 +288,10 @@ def test_predict_imports_no_tensorflow(finished, corpus):
     workdir, _, _ = finished
     code = (
         "import sys; sys.modules['tensorflow'] = None\n"
-        "from mgc_jax import features, metrics, models, parallel, train\n"
+        "from mgc_jax import models, parallel\n"
+        "from mgc_jax.data import features\n"
+        "from mgc_jax.results import metrics\n"
+        "from mgc_jax.training import augment, step\n"
         "import mgc_jax\n"
         "print(len(mgc_jax.load(sys.argv[1]).predict(sys.argv[2])[0].ranking))"
     )
@@ -344,14 +348,14 @@ def test_launch_tpu_runs_the_command_on_every_worker(tmp_path):
         ["tar", "-tzf", tmp_path / "archive"], capture_output=True, text=True, check=True
     ).stdout.split()
     assert {"./launch.sh", "./setup.cfg", "./mgc_jax/main.py", "./configs/demo.py"} < set(listed)
-    assert not any(name.startswith(("./.venv", "./.git/", "./runs")) for name in listed)
+    assert not any(name.startswith(("./.venv", "./.git/", "./runs", "./data")) for name in listed)
     folder = tmp_path / "worker"
     folder.mkdir()
     shutil.copy(tmp_path / "archive", folder / "mgc_jax.tar.gz")
     remote = run[-1].removeprefix("--command=").replace("./launch.sh", "printf '%s|' $EXTRAS")
-    remote = remote.replace("EXTRAS=test,tpu", "export EXTRAS=test,tpu;")
+    remote = remote.replace("EXTRAS=tpu", "export EXTRAS=tpu;")
     done = subprocess.run(["bash", "-ec", remote], cwd=folder, capture_output=True, text=True)
-    assert done.stdout == "test,tpu|--multihost|--workdir=/mnt/r|a b|", done.stderr
+    assert done.stdout == "tpu|--multihost|--workdir=/mnt/r|a b|", done.stderr
 
 
 def test_launch_tpu_takes_what_is_there(tmp_path):
@@ -360,8 +364,13 @@ def test_launch_tpu_takes_what_is_there(tmp_path):
 
 
 def test_launch_tpu_dry_run_only_prints(tmp_path):
-    printed, calls = launch_tpu(tmp_path, "--type=v4-32", "--dry_run", "--", "--workdir=/mnt/r")
+    arguments = ("--type", "v4-32", "--dry_run", "--", "--workdir=/mnt/r", "a b")
+    printed, calls = launch_tpu(tmp_path, *arguments)
     assert not calls
     words = [line.split()[:5] for line in printed.splitlines()]
     assert [line[4] for line in words] == ["create", "scp", "ssh"]
-    assert printed.splitlines()[2].endswith("./launch.sh --multihost --workdir=/mnt/r")
+    # Pasted into a shell, the line is the call that is made without --dry_run.
+    pasted = shlex.split(printed.splitlines()[2])
+    assert pasted[4:7] == ["ssh", "pod", "--worker=all"] and "--zone=z" in pasted
+    assert pasted[-1].endswith("./launch.sh --multihost --workdir=/mnt/r a\\ b")
+    assert not (ROOT / "mgc_jax.tar.gz").exists()
