@@ -32,6 +32,7 @@ def define_flags() -> None:
 
 
 def main(argv: list[str]) -> None:
+    """Serves the page until it is interrupted."""
     cli.reject_arguments(argv)
     if not FLAGS.workdir:
         raise InputError("--workdir=... is missing: the folder of a trained run")

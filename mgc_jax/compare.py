@@ -30,6 +30,7 @@ def define_flags() -> None:
 
 
 def main(argv: list[str]) -> None:
+    """Reads the runs named as arguments, and writes the page."""
     if len(argv) < 3:
         raise InputError("name at least two workdirs of finished runs (see --help)")
     # Not at the top: they take a second, and --help none.

@@ -27,6 +27,7 @@ def define_flags() -> None:
 
 
 def main(argv: list[str]) -> None:
+    """Writes the files into the folder named as argument."""
     if not FLAGS.workdir:
         raise InputError("--workdir=... is missing: the folder of a trained run")
     if len(argv) != 2:

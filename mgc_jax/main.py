@@ -47,6 +47,7 @@ def define_flags() -> None:
 
 
 def main(argv: list[str]) -> None:
+    """Trains, or evaluates, as the flags say."""
     cli.reject_arguments(argv)
     # Nothing half done is left outside the training loop, which saves first.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(cli.RESUME))

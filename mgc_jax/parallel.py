@@ -129,7 +129,9 @@ def check_batch_size(batch_size: int, parts: int = 1) -> None:
     if batch_size < 1 or batch_size % unit:
         lower = batch_size // unit * unit
         near = [str(size) for size in (lower, lower + unit) if size > 0]
-        pieces = f"{devices} devices" + f" x {parts} parts (optimizer.accumulate)" * (parts > 1)
+        pieces = f"{devices} devices"
+        if parts > 1:
+            pieces += f" x {parts} parts (optimizer.accumulate)"
         raise InputError(
             f"config.batch_size={batch_size} does not divide by {pieces}: use {' or '.join(near)}"
         )
@@ -155,7 +157,7 @@ def keep_memory() -> None:
 
 def describe_devices() -> str:
     """For people, such as `8 x TPU v4 on 2 hosts`."""
-    hosts = f" on {jax.process_count()} hosts" * (jax.process_count() > 1)
+    hosts = f" on {jax.process_count()} hosts" if jax.process_count() > 1 else ""
     return f"{jax.device_count()} x {jax.devices()[0].device_kind}{hosts}"
 
 

@@ -47,6 +47,7 @@ def define_flags() -> None:
 
 
 def main(argv: list[str]) -> None:
+    """Predicts the files and folders named as arguments."""
     if not FLAGS.workdir:
         raise InputError("--workdir=... is missing: the folder of a trained run")
     if FLAGS.timeline and FLAGS.format == "csv":
@@ -67,7 +68,8 @@ def main(argv: list[str]) -> None:
     if FLAGS.format == "csv":
         columns = [f"prob_{genre}" for genre in predictor.genres]
         csv.writer(sys.stdout).writerow(["path", "genre", *columns, "error"])
-    failed, plotted = 0, set()
+    failed = 0
+    plotted = set()
     with tqdm(total=len(files), unit="file", leave=False, disable=None) as bar:
         for result in predictor.stream(files, spectrograms=bool(FLAGS.plot)):
             with bar.external_write_mode():

@@ -83,7 +83,12 @@ class Prediction:
 
     @property
     def genre(self) -> str | None:
-        """The likeliest genre; None with an error."""
+        """The likeliest genre; None with an error.
+
+        Examples:
+            >>> Prediction("song.mp3", ranking={"Folk": 0.7, "Rock": 0.3}).genre
+            'Folk'
+        """
         return next(iter(self.ranking), None)
 
 
@@ -249,7 +254,8 @@ def _decode(
     """
     # Those that this process may use, where the system tells.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    tracks, pending = iter(tracks), collections.deque()
+    tracks = iter(tracks)
+    pending = collections.deque()
     with ThreadPoolExecutor(cores) as pool:
         while True:
             for track in itertools.islice(tracks, cores + 1 - len(pending)):

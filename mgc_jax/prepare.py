@@ -72,6 +72,7 @@ def define_flags() -> None:
 
 
 def main(argv: list[str]) -> None:
+    """Writes the records that the flags ask for."""
     cli.reject_arguments(argv)
     config = FLAGS.config
     if FLAGS.data_dir:

@@ -130,17 +130,28 @@ def read_clips(
 def cut_clips(
     blocks: Iterable[np.ndarray], sample_rate: int, clip_samples: int
 ) -> Iterator[np.ndarray]:
-    """As `read_clips`, for a waveform in pieces `[samples] float32` of any length."""
-    clip, filled, count = np.empty(clip_samples, np.float32), 0, 0
+    """As `read_clips`, for a waveform in pieces `[samples] float32` of any length.
+
+    Examples:
+        >>> blocks = [np.ones(30, np.float32), np.ones(25, np.float32)]
+        >>> [len(clip) for clip in cut_clips(blocks, sample_rate=10, clip_samples=20)]
+        [20, 20]
+    """
+    clip = np.empty(clip_samples, np.float32)
+    filled = 0
+    count = 0
     try:
         for block in blocks:
             while len(block):
                 part = block[: clip_samples - filled]
                 clip[filled : filled + len(part)] = part
-                filled, block = filled + len(part), block[len(part) :]
+                filled = filled + len(part)
+                block = block[len(part) :]
                 if filled == clip_samples:
                     yield clip
-                    clip, filled, count = np.empty(clip_samples, np.float32), 0, count + 1
+                    clip = np.empty(clip_samples, np.float32)
+                    filled = 0
+                    count = count + 1
     except _DamagedError:
         if not count:
             raise

@@ -65,6 +65,7 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         facts: dict,
         **kwargs,
     ):
+        """Sorts the tracks by split."""
         self._tracks = {split: [t for t in tracks if t.split == split] for split in SPLITS}
         self._skipped = skipped
         self._genres = genres
@@ -77,6 +78,7 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         super().__init__(config=config, **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
+        """The fields of a record, and what is stored about all of them."""
         clip = {
             # As bytes: lists of integers cost 3 to 100 times more to write and read.
             feature.name: tfds.features.Tensor(
@@ -132,7 +134,8 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _conclude(self) -> None:
         """Writes the lists, and completes the metadata, which TFDS then writes last of all."""
-        used, skipped = dict(self._tracks), list(self._skipped)
+        used = dict(self._tracks)
+        skipped = list(self._skipped)
         if self._beam:
             from mgc_jax.data.beam import read_skipped
 

@@ -286,6 +286,7 @@ class Mel(Feature):
         return f"log-mel of {self.frames} frames x {self.n_mels} bands"
 
     def plot(self, axes, values: np.ndarray, seconds: float | None = None) -> None:
+        """Draws `[frames, mels]` over seconds and Hz."""
         if seconds is None:
             seconds = len(values) * self.hop_length / self.audio.sample_rate
         low, high = self.limits

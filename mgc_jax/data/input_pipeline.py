@@ -213,6 +213,7 @@ class Split:
                 yield self._view(batch, self._copy(batch, pool.take()))
 
     def _copy(self, rows: np.ndarray, buffer: np.ndarray) -> np.ndarray:
+        """Fills a buffer with the features of clips; returns it."""
         large = len(buffer) > _CACHED
         files = self._arrays if large else self._views
         copies = []

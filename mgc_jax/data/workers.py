@@ -53,52 +53,83 @@ def run_all(
         yield from _run(function, [item], 1)
 
 
-def _run(function, items, workers) -> Iterator[tuple[Any, Any]]:
-    todo = collections.deque(items)
-    busy = {}  # connection to process and item
-    processes, failed_starts = [], 0
+class _Pool:
+    """Worker processes, each with a pipe of its own and one item at a time."""
 
-    def start() -> None:
+    def __init__(self, function: Callable[[Any], Any], items: Iterable, workers: int):
+        """Starts as many processes as there is work for."""
+        self._function = function
+        self._todo = collections.deque(items)
+        self._workers = workers
+        self._failed_starts = 0
+        self._processes = []
+        self.busy = {}  # connection to process and item
+        for _ in range(min(workers, len(self._todo))):
+            self.start()
+
+    def start(self) -> None:
+        """Starts a process, which first says that it is there."""
         ours, theirs = _CONTEXT.Pipe()
-        process = _CONTEXT.Process(target=_serve, args=(theirs, function), daemon=True)
+        process = _CONTEXT.Process(target=_serve, args=(theirs, self._function), daemon=True)
         process.start()
-        processes.append(process)
+        self._processes.append(process)
         theirs.close()  # the process has the only one, so that its death is seen as the end
-        busy[ours] = process, _STARTING
+        self.busy[ours] = (process, _STARTING)
 
-    try:
-        for _ in range(min(workers, len(todo))):
-            start()
-        while busy:
-            for connection in wait(list(busy)):
-                process, item = busy.pop(connection)
-                try:
-                    result = connection.recv()
-                except (EOFError, OSError):
-                    process.join()
-                    if item is _STARTING:
-                        failed_starts += 1
-                        if failed_starts > 2 * workers:
-                            raise InputError(f"no worker can start: {_how(process)}") from None
-                    else:
-                        yield item, _LostError(f"its process ended twice: {_how(process)}")
-                    if todo:
-                        start()
-                    continue
-                if isinstance(result, OSError):
-                    raise result
-                if item is not _STARTING:
-                    yield item, result
-                if todo:
-                    busy[connection] = process, todo.popleft()
-                    with contextlib.suppress(OSError):  # it has died: the next recv tells
-                        connection.send(busy[connection][1])
-                else:
-                    connection.close()
-    finally:
-        for process in processes:  # idle, unless the caller wants no more
+    def receive(self, connection: Connection) -> tuple[Any, Any] | None:
+        """What a process answers, with its item, or None for a start; gives it the next item.
+
+        Raises:
+            OSError: the function raised it.
+            InputError: the processes cannot start.
+        """
+        process, item = self.busy.pop(connection)
+        try:
+            result = connection.recv()
+        except (EOFError, OSError):
+            return self._lose(process, item)
+        if isinstance(result, OSError):
+            raise result
+        if self._todo:
+            next_item = self._todo.popleft()
+            self.busy[connection] = (process, next_item)
+            with contextlib.suppress(OSError):  # it has died: the next recv tells
+                connection.send(next_item)
+        else:
+            connection.close()
+        return None if item is _STARTING else (item, result)
+
+    def _lose(self, process: multiprocessing.Process, item: Any) -> tuple[Any, Any] | None:
+        """Replaces a process that has ended, where there is more to do."""
+        process.join()
+        lost = None
+        if item is _STARTING:
+            self._failed_starts += 1
+            if self._failed_starts > 2 * self._workers:
+                raise InputError(f"no worker can start: {_how(process)}")
+        else:
+            lost = (item, _LostError(f"its process ended twice: {_how(process)}"))
+        if self._todo:
+            self.start()
+        return lost
+
+    def close(self) -> None:
+        """Ends all processes, which are idle unless the caller wants no more."""
+        for process in self._processes:
             process.kill()
             process.join()
+
+
+def _run(function: Callable, items: Iterable, workers: int) -> Iterator[tuple[Any, Any]]:
+    """As `run_all`, without a second try: the item of a process that ended has a _LostError."""
+    pool = _Pool(function, items, workers)
+    try:
+        while pool.busy:
+            for connection in wait(list(pool.busy)):
+                if answer := pool.receive(connection):
+                    yield answer
+    finally:
+        pool.close()
 
 
 def _how(process: multiprocessing.Process) -> str:

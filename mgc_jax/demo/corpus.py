@@ -106,6 +106,7 @@ def _write_table(path: Path, rows: list[_Row]) -> None:
 
 
 def _cells(track_id: int, genre: str, split: str) -> dict[str, object]:
+    """A track's row of the table, by the two header rows' words."""
     rng = np.random.default_rng(track_id)
     first, second = ("Amber", "Broken", "Early", "Quiet"), ("Engines", "Meadow", "Orbit", "Winter")
     album, artist, title = (f"{rng.choice(first)} {rng.choice(second)}" for _ in range(3))

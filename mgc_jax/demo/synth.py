@@ -129,7 +129,8 @@ class _Song:
     def strokes(self, part: str, row: str, rng: _Rng) -> Iterator[tuple[int, int, str, int]]:
         """The marks of a repeated row: first sample, step, mark, steps it is held for."""
         for step in range(len(self.playing[part]) * 4 * self.bar):
-            mark, rest = row[step % len(row)], row[step % len(row) + 1 :]
+            mark = row[step % len(row)]
+            rest = row[step % len(row) + 1 :]
             rested = mark in ".-" or (mark == "o" and rng.random() < 0.4)
             if rested or not self.playing[part][step // (4 * self.bar)]:
                 continue
@@ -169,6 +170,7 @@ def synthesize_track(genre: str, seed: int, seconds: float = 30.0) -> np.ndarray
 
 
 def _draw_song(genre: str, length: int, rng: _Rng) -> _Song:
+    """Draws a track of so many samples from its genre's tendencies."""
     drawn = {}
     for index, name in enumerate(_TENDENCIES):
         choice = _STYLES[genre][index]
@@ -177,7 +179,8 @@ def _draw_song(genre: str, length: int, rng: _Rng) -> _Song:
             drawn[name] = words[min(int(rng.geometric(0.65)) - 1, len(words) - 1)]
         else:
             drawn[name] = rng.uniform(*choice, 3).mean()  # most often near the middle
-    step, bar = SAMPLE_RATE * 15 / drawn["tempo"], 12 if "six" in drawn["drums"] else 16
+    step = SAMPLE_RATE * 15 / drawn["tempo"]
+    bar = 12 if "six" in drawn["drums"] else 16
     start = -rng.uniform(0, 4 * bar) * step
     sections = math.ceil((length - start) / (4 * bar * step))
     playing = {part: rng.random(sections) < chance for part, chance in _CHANCES.items()}
@@ -268,7 +271,8 @@ def _seconds(duration: float) -> np.ndarray:
 def _note(name: str, shade: float, note: int, seconds: float, rng: _Rng) -> np.ndarray:
     """A note as [samples] float32; `shade` makes an instrument duller and longer."""
     series, rolloff, attack, decay, detune, vibrato, damping, drive = _VOICES[name]
-    release, decay = 0.06 + min(attack, 0.3), decay * 2**shade
+    release = 0.06 + min(attack, 0.3)
+    decay = decay * 2**shade
     time = _seconds(seconds + release)
     hz = 440 * 2 ** ((note - 69) / 12)
     if series == "fm":
@@ -342,7 +346,8 @@ def _noise(kind: str, length: int, rng: _Rng) -> np.ndarray:
     noise = rng.standard_normal(length, np.float32)
     if kind == "vinyl":
         return noise * (0.02 + (rng.random(length, np.float32) < 3e-4))
-    knots, pole = int(rng.integers(10, 150)), rng.uniform(0.7, 0.97)
+    knots = int(rng.integers(10, 150))
+    pole = rng.uniform(0.7, 0.97)
     level = np.interp(np.linspace(0, knots - 1, length), range(knots), rng.random(knots) ** 5)
     return level.astype(np.float32) * _lowpass(noise, pole)
 
@@ -354,7 +359,8 @@ def _rms(signal: np.ndarray) -> float:
 def _mix(drawn: dict, buses: dict[str, np.ndarray], rng: _Rng) -> np.ndarray:
     """Balance, place, reverberate and master the buses: [length, 2] float32."""
     length = len(buses["drums"])
-    stereo, send = np.zeros((2, length), np.float32), np.zeros(length, np.float32)
+    stereo = np.zeros((2, length), np.float32)
+    send = np.zeros(length, np.float32)
     for part, bus in buses.items():
         heard = bus[np.abs(bus) > 1e-3]
         if not len(heard):

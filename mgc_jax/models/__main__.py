@@ -24,6 +24,7 @@ def define_flags() -> None:
 
 
 def main(argv: list[str]) -> None:
+    """Prints the networks named as arguments, or all."""
     config = default.get_config()
     totals = []
     for name in argv[1:] or MODELS:

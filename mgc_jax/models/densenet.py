@@ -85,6 +85,7 @@ class DenseNetFeatures(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool):
+        """`x` `[batch, height, width, 1]` in [-1, 1]; `train` as for every network."""
         norm = partial(
             BatchNorm, use_running_average=not train, dtype=self.dtype, axis_name=self.axis_name
         )

@@ -31,6 +31,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x, moments: tuple[jax.Array, jax.Array] | None = None):
+        """Normalises `x`, by its own moments in training, else by the running ones."""
         shape = (x.shape[-1],)
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape)
         var = self.variable("batch_stats", "var", jnp.ones, shape)

@@ -129,6 +129,7 @@ def _check_same_test(first: Run, other: Run) -> None:
 
 
 def _source_table(groups: Sequence[Sequence[Run]]) -> Table:
+    """What the source published, and below each network its runs."""
     rows = []
     for model in dict.fromkeys([*PUBLISHED, *(group[0].config["model"] for group in groups)]):
         if model in PUBLISHED:
@@ -158,6 +159,7 @@ def _scores_table(runs: Sequence[Run]) -> Table:
 
 
 def _best_table(runs: Sequence[Run]) -> Table:
+    """The first run against each of the others."""
     best, *others = runs
     best_f1 = bootstrap(best.tracks)["f1"]
     rows = []

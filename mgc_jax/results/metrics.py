@@ -110,6 +110,10 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     Args:
         first: `[n] bool`, where one classifier is right.
         second: `[n] bool`, where the other is.
+
+    Examples:
+        >>> mcnemar(np.array([True] * 6), np.array([False] * 6))  # 2 * (1/2) ** 6
+        0.03125
     """
     only_first = int(np.sum(first & ~second))
     only_second = int(np.sum(~first & second))
@@ -160,6 +164,12 @@ def mean_log_probs(log_probs: np.ndarray, groups: np.ndarray) -> tuple[np.ndarra
 
     Returns:
         The groups `[m]`, sorted, and `[m, classes] float64`.
+
+    Examples:
+        >>> clips = np.log([[0.9, 0.1], [0.5, 0.5]])
+        >>> _, track = mean_log_probs(clips, np.array([7, 7]))
+        >>> np.exp(track).round(2).tolist()  # sqrt(0.9 * 0.5) against sqrt(0.1 * 0.5)
+        [[0.75, 0.25]]
     """
     names, owner = np.unique(groups, return_inverse=True)
     mean = _sum_by(owner, log_probs.T, len(names)).T / np.bincount(owner)[:, None]
@@ -171,10 +181,12 @@ def _scores(predictions: SplitPredictions, weights: np.ndarray) -> tuple[dict, d
     each row of `weights [b, n]` saying how often every prediction counts.
     """
     label, log_probs = predictions.label, predictions.log_probs
-    k, total = log_probs.shape[1], weights.sum(axis=1)
+    k = log_probs.shape[1]
+    total = weights.sum(axis=1)
     confusion = _sum_by(label * k + log_probs.argmax(axis=1), weights, k * k).reshape(-1, k, k)
     hits = confusion.diagonal(axis1=1, axis2=2)
-    support, predicted = confusion.sum(axis=2), confusion.sum(axis=1)
+    support = confusion.sum(axis=2)
+    predicted = confusion.sum(axis=1)
     per_class = {
         "precision": _ratio(hits, predicted),
         "recall": _ratio(hits, support),
@@ -185,7 +197,8 @@ def _scores(predictions: SplitPredictions, weights: np.ndarray) -> tuple[dict, d
     precision, recall, f1_macro = (
         per_class[name].mean(axis=1, where=counted) for name in ("precision", "recall", "f1")
     )
-    area, exists = per_class["roc_auc"], ~np.isnan(per_class["roc_auc"])
+    area = per_class["roc_auc"]
+    exists = ~np.isnan(per_class["roc_auc"])
     own = np.take_along_axis(log_probs, label[:, None], axis=1)
     # Equal ones stand in the order of classes, as argmax takes them.
     before = (log_probs > own) | ((log_probs == own) & (np.arange(k) < label[:, None]))

@@ -145,6 +145,7 @@ def _confusion(level: str, metrics: Mapping, genres: Sequence[str]):
 
 
 def _score_places(metrics: Mapping, genres: Sequence[str]) -> dict[str, str]:
+    """The scores, with their intervals, of tracks and clips, and by genre."""
     track = metrics["track"]
     clip = metrics["clip"]
     cards = (
@@ -224,6 +225,7 @@ def _settings(config: Mapping, data: Mapping) -> list[tuple[str, str, str]]:
 
 
 def _picture_places(drawn: Mapping[str, bytes]) -> dict[str, str]:
+    """The pictures as HTML, each with what it shows."""
     rows = "with true genres in rows"
     return {
         "confusion": page.pictures(

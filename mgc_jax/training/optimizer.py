@@ -33,7 +33,8 @@ def learning_rate_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Sc
             f"config.optimizer.warmup_epochs={o.warmup_epochs:g} does not fit in "
             f"config.num_epochs={config.num_epochs}"
         )
-    warmup, total = round(o.warmup_epochs * steps_per_epoch), config.num_epochs * steps_per_epoch
+    warmup = round(o.warmup_epochs * steps_per_epoch)
+    total = config.num_epochs * steps_per_epoch
     rate = config.learning_rate
     after = (
         optax.constant_schedule(rate)
@@ -82,6 +83,7 @@ def _is_weight(params: Mapping) -> Any:
 
 
 def _frozen_or_trained(pattern: str, params: Mapping) -> Any:
+    """Labels each parameter; raises InputError unless some, but not all, are frozen."""
     try:
         frozen = re.compile(pattern)
     except re.error as error:

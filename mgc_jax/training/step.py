@@ -84,6 +84,7 @@ def train_step(
         batch = augment(batch, state.step)
 
     def loss_fn(params, batch_stats, part, number):
+        """The mean loss of a part; beside it the new statistics, and top-1."""
         logits, updates = state.apply_fn(
             {"params": params, "batch_stats": batch_stats},
             *(part[name] for name in network.module.inputs),

@@ -1,0 +1,145 @@
+"""What a run's report is told: scores, examples of the network's input, data, cost and versions."""
+
+import csv
+import datetime
+import functools
+import platform
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import jax
+import numpy as np
+from matplotlib.axes import Axes
+
+from mgc_jax import console, parallel
+from mgc_jax.data.input_pipeline import ClipDataset
+from mgc_jax.data.tracks import SKIPPED_FILE, read_paths
+from mgc_jax.results import files, report
+from mgc_jax.results.metrics import SplitPredictions
+from mgc_jax.training.augment import augmented_forms
+from mgc_jax.training.network import Network
+from mgc_jax.training.run_log import total_seconds
+
+_PACKAGES = (
+    "mgc_jax",
+    "jax",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "tensorflow-datasets",
+    "soundfile",
+    "soxr",
+    "numpy",
+)
+
+
+def report_run(
+    network: Network,
+    workdir: Path,
+    dataset: ClipDataset,
+    predictions: SplitPredictions,
+    epoch: int,
+    command: str,
+) -> dict:
+    """Scores the predictions of the test split, and writes `report/`.
+
+    Args:
+        network: of the run.
+        workdir: of the run.
+        dataset: that the network was trained on.
+        predictions: of the test split, clip by clip.
+        epoch: whose weights predicted.
+        command: that made the run.
+
+    Returns:
+        What `metrics.json` holds.
+    """
+    paths = read_paths(dataset.path)
+    scores = files.write_evaluation(workdir, predictions, dataset.genres, epoch, paths)
+    # FMA's tracks are known by their ids; a hash of a path says nothing.
+    names = paths if network.config.dataset == "audio_folder" else {}
+    report.write_report(
+        workdir,
+        examples=_examples(network, dataset, names),
+        names=names,
+        data=_describe_data(network, dataset),
+        run={
+            "command": command,
+            "devices": parallel.describe_devices(),
+            "parameters": network.parameters,
+            "seconds": total_seconds(workdir),
+            "flops_per_clip": _flops_per_clip(network),
+            "versions": {"python": platform.python_version()}
+            | {name: version(name) for name in _PACKAGES},
+            "finished": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        },
+    )
+    return scores
+
+
+def summarise(workdir: Path, scores: dict) -> None:
+    """Says the scores and where the report is."""
+    for level in ("track", "clip"):
+        s = scores[level]
+        console.log.info(
+            "test, %-5s level (%d)  top-1 %.3f  F1 %.3f  precision %.3f  recall %.3f  "
+            "accuracy_ovr %.3f",
+            level,
+            s["count"],
+            *(s[name] for name in ("top1", "f1", "precision", "recall", "accuracy_ovr")),
+        )
+    page = workdir / files.REPORT / files.PAGE
+    console.log.info("best epoch %d  report %s", scores["epoch"], page)
+
+
+def _examples(
+    network: Network, dataset: ClipDataset, track_names: Mapping[int, str]
+) -> list[tuple[str, Callable[[Axes], None]]]:
+    """One test clip of each genre, and the first of them augmented: titles, and what draws each."""
+    feature = network.features[0]
+    test = dataset.splits["test"]
+    labels, rows = np.unique(test.labels["label"], return_index=True)
+    inputs = feature.network_input(test.gather(rows)[feature.name])
+    tracks = [track_names.get(i, f"track {i}") for i in test.labels["track_id"][rows].tolist()]
+    names = [dataset.genres[label] for label in labels]
+    titles = [f"{name} ({track})" for name, track in zip(names, tracks, strict=True)]
+    examples = list(zip(titles, inputs, strict=True))
+    for form, array in augmented_forms(network.config, feature, inputs[0]):
+        examples.append((f"{names[0]}, {form}", array))
+    return [
+        (title, functools.partial(feature.plot, values=feature.decode(x))) for title, x in examples
+    ]
+
+
+def _describe_data(network: Network, dataset: ClipDataset) -> dict:
+    """What was read, used and skipped when the data set was prepared."""
+    splits = dataset.metadata["splits"]
+    with open(dataset.path / SKIPPED_FILE, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {
+        "dataset": network.config.dataset,
+        "features": " and ".join(feature.name for feature in network.features),
+        "inputs": [feature.describe() for feature in network.features],
+        "splits": splits,
+        "tracks_listed": dataset.metadata["tracks_listed"],
+        "tracks_used": sum(split["tracks"] for split in splits.values()),
+        "skipped": rows,
+        "synthetic": dataset.metadata["synthetic"],
+    }
+
+
+def _flops_per_clip(network: Network) -> float | None:
+    """XLA's count for the forward and backward pass of one clip, where the platform counts."""
+    model = network.module.clone(axis_name=None)
+    variables = network.shapes
+    inputs = [jax.ShapeDtypeStruct((1, *f.shape), np.float32) for f in network.features]
+
+    def loss(params, variables, *inputs):
+        variables = variables | {"params": params}
+        rngs = {"dropout": jax.random.key(0)}
+        logits, _ = model.apply(variables, *inputs, train=True, mutable=["batch_stats"], rngs=rngs)
+        return logits.sum()
+
+    lowered = jax.jit(jax.grad(loss)).lower(variables["params"], variables, *inputs)
+    return (lowered.cost_analysis() or {}).get("flops")
