@@ -34,7 +34,7 @@ def choices(name: str, known: Iterable[str]) -> str:
         'one of baseline_b, densenet'
     """
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
     if near:
         return f"did you mean {near[0]!r}? There are: {', '.join(known)}"
     return f"one of {', '.join(known)}"

@@ -302,6 +302,7 @@ def test_predict_imports_no_tensorflow(finished, corpus):
 
 def test_every_network_has_a_config_and_every_key_is_read():
     from mgc_jax.configs import default
+    from mgc_jax.data.features import FEATURES
 
     for name in MODELS:
         assert (ROOT / "configs" / f"{name}.py").exists()
@@ -309,6 +310,8 @@ def test_every_network_has_a_config_and_every_key_is_read():
     config = default.get_config()
     for part in (config, config.demo, config.optimizer):
         for key in part:
+            if key in FEATURES:  # whose class reads the part of its name
+                continue
             read = (f'config["{key}"]', *(f"{name}.{key}" for name in ("config", ".demo", "o")))
             assert any(text in code for text in (*read, f".optimizer.{key}")), key
 

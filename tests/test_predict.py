@@ -132,7 +132,7 @@ def test_features_come_from_the_run_and_not_from_defaults(workdir, music, tmp_pa
     [
         ("mel", {"n_mels": 128}, "128, 128"),
         ("mel", {"frames": 130}, "mel.frames=130"),
-        ("mel", {"fmin": 20}, "the setting fmin of audio or mel is unknown"),
+        ("mel", {"fmin": 20}, "the setting mel.fmin is unknown"),
         ("mel", {"top_db": None}, "top_db=None"),
         ("audio", {"sample_rate": 0}, "sample_rate=0"),
     ],

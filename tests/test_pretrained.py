@@ -565,12 +565,13 @@ def test_unfit_run(run, tmp_path):
     assert not (broken / "checkpoints").exists()
     (broken / "checkpoints" / "best").mkdir(parents=True)
     assert_error(broken, "baseline_a_2d", stored, "no checkpoint in")
-    message = f"{broken}: cannot read this run: "
+    message = f"{broken}/config.json "
     for config in ("", "[]", "{}", '{"model": "baseline_a_2d"}', "null"):
         (broken / "config.json").write_text(config)
         assert_error(broken, "baseline_a_2d", stored, message)
     (broken / "config.json").write_text((workdir / "config.json").read_text())
-    for genres in ("[", "3"):
+    message = f"{broken}/genres.json "
+    for genres in ("[", "3", "[3]"):
         (broken / "genres.json").write_text(genres)
         assert_error(broken, "baseline_a_2d", stored, message)
 
@@ -591,5 +592,6 @@ def test_damaged_checkpoint(run, tmp_path):
 
 
 def test_loads_no_tensorflow():
-    code = "import sys, mgc_jax.pretrained, mgc_jax.train; sys.exit('tensorflow' in sys.modules)"
+    modules = "mgc_jax.training.pretrained, mgc_jax.training.step"
+    code = f"import sys, {modules}; sys.exit('tensorflow' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -203,6 +203,7 @@ def _drum_events(song: _Song, rng: _Rng) -> Iterator[_Event]:
 
 
 def _pitched_bus(song: _Song, part: str, length: int, rng: _Rng) -> np.ndarray:
+    """A part with pitches, all its strokes added up: `[length] float32`."""
     name, _, pattern = song.drawn[part].partition(":")
     if not pattern:
         return np.zeros(length, np.float32)

@@ -34,6 +34,7 @@ FACTS, PAGE = "run.json", "index.html"
 _COLUMNS = ["track_id", "clip", "label", "prediction"]
 _PER_GENRE = ("precision", "recall", "f1", "roc_auc", "support")
 _FIX = "train the run, evaluate it, then make the report again"
+_FIX_RUN = "copy it back from where the run was made, or train the run again"
 # Of a config, what reports and comparisons need.
 _CONFIG_KEYS = [("model",), ("dataset",), ("seed",)]
 
@@ -45,7 +46,7 @@ def write_config(workdir: str | os.PathLike, config: Mapping) -> None:
 
 def read_config(workdir: str | os.PathLike) -> dict:
     """The config as it was stored; raises InputError for a missing or broken file."""
-    return read_json(Path(workdir, CONFIG), dict, _CONFIG_KEYS, fix=_FIX)
+    return read_json(Path(workdir, CONFIG), dict, _CONFIG_KEYS, fix=_FIX_RUN)
 
 
 def write_genres(workdir: str | os.PathLike, genres: Sequence[str]) -> None:
@@ -56,9 +57,9 @@ def write_genres(workdir: str | os.PathLike, genres: Sequence[str]) -> None:
 def read_genres(workdir: str | os.PathLike) -> list[str]:
     """The genres, in label order; raises InputError for a missing or broken file."""
     path = Path(workdir, GENRES)
-    genres = read_json(path, list, fix=_FIX)
+    genres = read_json(path, list, fix=_FIX_RUN)
     if not all(isinstance(genre, str) for genre in genres):
-        raise InputError(f"{path} should hold names of genres: {_FIX}")
+        raise InputError(f"{path} should hold names of genres: {_FIX_RUN}")
     return genres
 
 
