@@ -26,7 +26,8 @@ def _overview() -> str:
     lines = ["usage: mgc_jax COMMAND [--help] ...", ""]
     for word, name in cli.COMMANDS.items():
         module = importlib.import_module(f"mgc_jax.{name}")
-        lines.append(f"  {word:9} {module.__doc__.partition(chr(10))[0]}")
+        first_line = (module.__doc__ or "").partition("\n")[0]
+        lines.append(f"  {word:9} {first_line}")
     return "\n".join(lines)
 
 

@@ -96,8 +96,9 @@ def write_comparison(runs: Sequence[Run], path: Path) -> None:
     for run in runs:
         level = run.metrics["track"]
         source = PUBLISHED.get(run.config["model"])
-        comparable = source and not other_music(run.facts["data"])
-        source_f1 = source.scores[0] if comparable else None
+        source_f1 = None
+        if source and not other_music(run.facts["data"]):
+            source_f1 = source.scores[0]
         rows.append((run.name, level["f1"], level["intervals"]["f1"], source_f1))
     count = len(runs[0].tracks.label)
     about = f"{len(runs)} runs, tested on the same {count:,} tracks; {runs[0].name} is the best."

@@ -34,9 +34,9 @@ def confusion_figure(counts: Sequence[Sequence[int]], genres: Sequence[str], tit
         genres: `[k]`, in label order.
         title: above it.
     """
-    counts = np.asarray(counts)
-    support = counts.sum(axis=1, keepdims=True)
-    shares = counts / np.maximum(support, 1)  # a row may be empty
+    matrix = np.asarray(counts)
+    support = matrix.sum(axis=1, keepdims=True)
+    shares = matrix / np.maximum(support, 1)  # a row may be empty
     numbered = len(genres) <= MOST_NUMBERED_GENRES
     widest = 0.4 if numbered else 0.16
     cell = max(_WIDTH - 1.3, widest * len(genres)) / len(genres)  # inches
@@ -45,8 +45,8 @@ def confusion_figure(counts: Sequence[Sequence[int]], genres: Sequence[str], tit
     axes = figure.subplots()
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     # 72 points to the inch; a digit is some 0.65 of its point size wide.
-    size = min(9.5, 72 * cell * 0.85 / (0.65 * max(len(str(counts.max())), 4)))
-    for (row, column), count in np.ndenumerate(counts) if numbered else ():
+    size = min(9.5, 72 * cell * 0.85 / (0.65 * max(len(str(matrix.max())), 4)))
+    for (row, column), count in np.ndenumerate(matrix) if numbered else ():
         colour = "white" if shares[row, column] > 0.6 else "#222" if count else "#aaa"
         words = f"{count}\n{shares[row, column]:.0%}" if count else "0"
         style = {"fontsize": size, "color": colour, "linespacing": 1.05}

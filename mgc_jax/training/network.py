@@ -65,11 +65,12 @@ class Network:
         return {f.name: f.network_input(stored[f.name]) for f in self.features}
 
     def init(self) -> dict:
-        """Initial parameters and statistics; they depend on `config.seed`."""
+        """Initial `params` and `batch_stats` (empty where there are none), by `config.seed`."""
         inputs = [jnp.zeros((1, *feature.shape), jnp.float32) for feature in self.features]
         # train=False: there are no replicas outside pmap.
         init = jax.jit(lambda key: self.module.init(key, *inputs, train=False))
-        return init(jax.random.key(self.config.seed))
+        variables = init(jax.random.key(self.config.seed))
+        return {name: variables.get(name, {}) for name in ("params", "batch_stats")}
 
     @functools.cached_property
     def shapes(self) -> dict:

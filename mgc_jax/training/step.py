@@ -44,7 +44,6 @@ def create_train_state(network: Network, steps_per_epoch: int = 1) -> TrainState
     """A fresh state on every device; the schedule of `network.config` needs the steps."""
     config = network.config
     variables = network.init()
-    variables = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
     schedule = learning_rate_schedule(config, steps_per_epoch)
     state = TrainState.create(
         apply_fn=network.module.apply,
