@@ -10,6 +10,12 @@ from typing import Any
 from mgc_jax.errors import InputError
 
 
+def user_cache(part: str) -> Path:
+    """A folder for what can be made again, which XDG_CACHE_HOME moves."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "mgc_jax" / part
+
+
 @contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary name beside `path`, which takes its place once the block is left without error.

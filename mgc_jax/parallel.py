@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mgc_jax.errors import InputError
+from mgc_jax.files import user_cache
 
 AXIS = "replicas"
 # Steps that may be under way before a loop waits for the oldest: enough to keep a device busy.
@@ -137,10 +138,14 @@ def check_batch_size(batch_size: int, parts: int = 1) -> None:
         )
 
 
-def use_compilation_cache(folder: str | os.PathLike) -> None:
-    """Keeps compiled functions in a folder, or in JAX_COMPILATION_CACHE_DIR where that is set."""
+def use_compilation_cache() -> None:
+    """Keeps compiled functions for the next start, in the user's own cache folder.
+
+    They are code: none is read from a workdir, which may come from somewhere else.
+    JAX_COMPILATION_CACHE_DIR names another folder.
+    """
     if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", os.fspath(folder))
+        jax.config.update("jax_compilation_cache_dir", str(user_cache("jax")))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 

@@ -49,8 +49,7 @@ def load(workdir: str | os.PathLike, batch_size: int = 8) -> "Predictor":
     Raises:
         InputError: the workdir holds no run or no finished epoch, or its settings cannot be met.
     """
-    workdir = Path(workdir).absolute()
-    parallel.use_compilation_cache(workdir.parent / "jax_cache")
+    parallel.use_compilation_cache()
     return Predictor(load_run(workdir), batch_size)
 
 

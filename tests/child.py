@@ -11,15 +11,15 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["mgc_jax.training.loop", "mgc_jax.data.input_pipeline"])
 
 
-def start(config, workdir, cache, *, devices=1, process=0, processes=1, port=0):
+def start(config, workdir, *, devices=1, process=0, processes=1, port=0):
     """Starts `loop.train`, with fake devices; its output goes to a file beside the workdir."""
-    arguments = (config.to_json(), str(workdir), str(cache), devices, process, processes, port)
+    arguments = (config.to_json(), str(workdir), devices, process, processes, port)
     child = _CONTEXT.Process(target=_train, args=arguments, daemon=True)
     child.start()
     return child
 
 
-def start_job(config, workdir, cache, *, processes, devices):
+def start_job(config, workdir, *, processes, devices):
     """Starts the processes of one job on this machine."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -28,7 +28,6 @@ def start_job(config, workdir, cache, *, processes, devices):
         start(
             config,
             workdir,
-            cache,
             devices=devices,
             process=i,
             processes=processes,
@@ -61,7 +60,7 @@ def log_lines(workdir, kind=None) -> list[dict]:
     return [line for line in lines if kind in (None, line["kind"])]
 
 
-def _train(config, workdir, cache, devices, process, processes, port):
+def _train(config, workdir, devices, process, processes, port):
     os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     Path(f"{workdir}.said").mkdir(exist_ok=True)
     output = os.open(f"{workdir}.said/{process}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -80,7 +79,7 @@ def _train(config, workdir, cache, devices, process, processes, port):
         os.environ["JAX_COORDINATOR_ADDRESS"] = f"localhost:{port}"
         os.environ |= {"JAX_NUM_PROCESSES": str(processes), "JAX_PROCESS_ID": str(process)}
         parallel.join_hosts()
-    parallel.use_compilation_cache(cache)
+    parallel.use_compilation_cache()
     config = ConfigDict(json.loads(config))
     Path(workdir).mkdir(exist_ok=True)
     try:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from mgc_jax import parallel
 from mgc_jax.configs import default
 from mgc_jax.data import preparation
 from mgc_jax.data.input_pipeline import open_dataset
@@ -18,6 +19,8 @@ from mgc_jax.training import loop
 from mgc_jax.training.network import Network
 
 ROOT = Path(__file__).parents[1]
+# Compiled functions are kept from run to run, as users' are.
+parallel.use_compilation_cache()
 
 
 @pytest.fixture(scope="session")

@@ -97,9 +97,15 @@ def test_same_command_again_says_complete(finished):
     assert (workdir / "metrics.jsonl").read_text() == before
 
 
-def test_compiled_functions_are_kept_beside_the_workdir(finished):
+def test_compiled_functions_are_kept_in_the_users_cache_alone(finished, corpus, tmp_path):
+    """Compiled code is never read from beside a workdir, which may come from somebody else."""
     workdir, _, _ = finished
-    assert list((workdir.parent / "jax_cache").iterdir())
+    song = next(corpus.rglob("*.mp3"))
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    environment["XDG_CACHE_HOME"] = str(tmp_path)
+    call("predict", f"--workdir={workdir}", song, env=environment).check_returncode()
+    assert list((tmp_path / "mgc_jax" / "jax").iterdir())
+    assert not (workdir.parent / "jax_cache").exists() and not (workdir / "jax_cache").exists()
 
 
 def test_tensorboard_shows_scalars_and_pictures(finished):

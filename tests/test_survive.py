@@ -26,12 +26,6 @@ from mgc_jax.training.step import create_train_state
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """Compiled functions, for all runs here."""
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def recipe(prepared):
     """120 steps in ten epochs, with all that a state can hold."""
     config = prepared.copy_and_resolve_references()
@@ -42,17 +36,17 @@ def recipe(prepared):
 
 
 @pytest.fixture(scope="module")
-def whole(recipe, cache, tmp_path_factory):
+def whole(recipe, tmp_path_factory):
     """The run without disturbance, with a profile."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
     config = recipe.copy_and_resolve_references()
     config.profile = True
-    child.finish(child.start(config, workdir, cache), workdir=workdir)
+    child.finish(child.start(config, workdir), workdir=workdir)
     return workdir
 
 
 @pytest.fixture(scope="module")
-def disturbed(recipe, cache, tmp_path_factory):
+def disturbed(recipe, tmp_path_factory):
     """The run killed at random points, in two saves, torn, told to stop, and finished."""
     workdir = tmp_path_factory.mktemp("runs") / "disturbed"
     config = recipe.copy_and_resolve_references()
@@ -62,7 +56,7 @@ def disturbed(recipe, cache, tmp_path_factory):
     rng = random.Random(seed)
     for point in ("save", "random", "save", "random", "torn", "stop"):
         step = newest_checkpoint(workdir) + rng.randrange(1, 4)
-        process = child.start(config, workdir, cache)
+        process = child.start(config, workdir)
         wait_for_checkpoint(workdir, step, process)
         if point == "save":
             wait_for(lambda: list(workdir.glob("checkpoints/last/*tmp*")), process)
@@ -75,7 +69,7 @@ def disturbed(recipe, cache, tmp_path_factory):
         child.finish(process, code=-signal.SIGKILL, workdir=workdir)
         if point == "torn":
             tear_newest(workdir)
-    child.finish(child.start(config, workdir, cache), workdir=workdir)
+    child.finish(child.start(config, workdir), workdir=workdir)
     return workdir
 
 
@@ -150,38 +144,38 @@ def small_disk(tmp_path_factory):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_full_disk_loses_nothing(recipe, whole, cache, small_disk):
+def test_full_disk_loses_nothing(recipe, whole, small_disk):
     workdir = small_disk / "run"
-    child.finish(child.start(recipe, workdir, cache), code=1, workdir=workdir)
+    child.finish(child.start(recipe, workdir), code=1, workdir=workdir)
     message = said(workdir).strip().splitlines()[-1]
     assert message.startswith("error: no space is left on the disk")
     assert "Traceback" not in said(workdir)
     done = loop.load_progress(workdir)
     assert done.epoch == 1 and log_lines(workdir)[: done.step] == log_lines(whole)[: done.step]
     subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
-    child.finish(child.start(recipe, workdir, cache), workdir=workdir)
+    child.finish(child.start(recipe, workdir), workdir=workdir)
     assert log_lines(workdir) == log_lines(whole)
 
 
-def test_same_on_any_number_of_devices_and_hosts(recipe, cache, tmp_path):
+def test_same_on_any_number_of_devices_and_hosts(recipe, tmp_path):
     """Sums are ordered differently, and Adam amplifies rounding: 1e-5 at first, 2e-3 in the end."""
     config = recipe.copy_and_resolve_references()
     config.update(batch_size=8, num_epochs=4)
     runs = {name: tmp_path / name for name in ("one", "eight", "hosts")}
-    child.finish(child.start(config, runs["one"], cache), workdir=runs["one"])
+    child.finish(child.start(config, runs["one"]), workdir=runs["one"])
 
-    killed = child.start(config, runs["eight"], cache, devices=2)  # a run may change its devices
+    killed = child.start(config, runs["eight"], devices=2)  # a run may change its devices
     wait_for_checkpoint(runs["eight"], 1, killed)
     killed.kill()
     killed.join()
-    child.finish(child.start(config, runs["eight"], cache, devices=8), workdir=runs["eight"])
+    child.finish(child.start(config, runs["eight"], devices=8), workdir=runs["eight"])
     assert "resuming after step" in said(runs["eight"])
 
-    job = child.start_job(config, runs["hosts"], cache, processes=2, devices=2)
+    job = child.start_job(config, runs["hosts"], processes=2, devices=2)
     wait_for_checkpoint(runs["hosts"], 1, job[0])
     job[1].terminate()  # which stops all of them
     child.finish(*job, code=75, workdir=runs["hosts"])
-    job = child.start_job(config, runs["hosts"], cache, processes=2, devices=2)
+    job = child.start_job(config, runs["hosts"], processes=2, devices=2)
     child.finish(*job, workdir=runs["hosts"])
 
     expected = log_lines(runs["one"])

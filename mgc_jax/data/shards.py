@@ -24,7 +24,7 @@ from mgc_jax import console
 from mgc_jax.data import VERSION
 from mgc_jax.data.features import folder_name
 from mgc_jax.errors import InputError
-from mgc_jax.files import replacing
+from mgc_jax.files import replacing, user_cache
 
 # TensorFlow only reads here; no GPU memory may go to it.
 tf.config.set_visible_devices([], "GPU")
@@ -77,7 +77,7 @@ def load_index(files: Sequence[str], lengths: Sequence[int], split: str) -> Inde
     )
     beside = Path(files[0]).absolute().with_name(f"index-{split}.npz")
     folder = hashlib.sha256(os.fsencode(beside.parent)).hexdigest()[:16]
-    places = beside, _cache_folder("indexes") / folder / beside.name
+    places = beside, user_cache("indexes") / folder / beside.name
     for place in places:
         try:
             with np.load(place) as stored:
@@ -119,7 +119,7 @@ def stage(remote: epath.Path) -> Path:
     Raises:
         InputError: it cannot be read, or does not fit on the disk.
     """
-    local = _cache_folder("data") / str(remote).replace("://", "/")
+    local = user_cache("data") / str(remote).replace("://", "/")
     try:
         local.mkdir(parents=True, exist_ok=True)
         # Another machine's index is of no use here, as its shards have other times.
@@ -146,11 +146,6 @@ def stage(remote: epath.Path) -> Path:
 
 def _is_copy(path: Path, size: int, modified: int) -> bool:
     return path.exists() and (path.stat().st_size, int(path.stat().st_mtime)) == (size, modified)
-
-
-def _cache_folder(part: str) -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "mgc_jax" / part
 
 
 def _make_index(files: Sequence[str], lengths: Sequence[int], split: str) -> Index:

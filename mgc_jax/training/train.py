@@ -33,7 +33,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, *, training: bool, com
     check_config(config)
     if parallel.is_main():
         check_workdir(workdir, config, new=training)
-    parallel.use_compilation_cache(workdir.parent / "jax_cache")
+    parallel.use_compilation_cache()
     _make_demo_if_missing(config, feature_names)
     dataset = open_dataset(config, feature_names)
     network = Network.from_config(config, dataset.genres)
