@@ -1,5 +1,6 @@
 """The training loop: steps and epochs, validation, saving, and going on where a run stopped."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -178,8 +179,11 @@ class _Training:
         batches = self.split.train_batches(config.batch_size, config.seed, progress.step)
         if config.profile and parallel.is_main():
             batches = _profiled(batches, self.workdir / "profile")
-        self.line = ProgressLine(config.num_epochs, self.steps, config.batch_size)
-        with RunLog(self.workdir, progress.step, progress.epoch) as self.log:
+        self.line = ProgressLine(config.num_epochs, self.steps, config.batch_size, progress.step)
+        with (
+            contextlib.closing(self.line),
+            RunLog(self.workdir, progress.step, progress.epoch) as self.log,
+        ):
             while not is_finished(config, progress):
                 self.train_epoch(batches)
                 self.validate(predict_fn)

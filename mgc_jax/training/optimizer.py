@@ -34,16 +34,11 @@ def learning_rate_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Sc
             f"config.num_epochs={config.num_epochs}"
         )
     warmup = round(o.warmup_epochs * steps_per_epoch)
-    total = config.num_epochs * steps_per_epoch
     rate = config.learning_rate
-    after = (
-        optax.constant_schedule(rate)
-        if o.schedule == "constant"
-        else optax.cosine_decay_schedule(rate, total - warmup)
-    )
-    if not warmup:
-        return after
-    return optax.join_schedules([optax.linear_schedule(0.0, rate, warmup), after], [warmup])
+    if o.schedule == "cosine":
+        total = config.num_epochs * steps_per_epoch
+        return optax.warmup_cosine_decay_schedule(0.0, rate, warmup, total)
+    return optax.warmup_constant_schedule(0.0, rate, warmup) if warmup else lambda _: rate
 
 
 def learning_rates(schedule: optax.Schedule, steps: int) -> np.ndarray:

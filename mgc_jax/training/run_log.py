@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from typing import Any
 
 from flax.metrics.tensorboard import SummaryWriter
 from matplotlib.image import imread
+from tqdm import tqdm
 
 from mgc_jax import console, parallel
 from mgc_jax.files import write_text
@@ -93,23 +93,42 @@ def write_images(workdir: str | os.PathLike, step: int, pictures: Mapping[str, P
 
 
 class ProgressLine:
-    """One line on stderr: step, epoch, loss, top-1, clips/s, share of waiting for data, time left.
+    """One line on stderr, by tqdm: epoch, step, time left, speed, loss, top-1, waiting for data.
 
     On a terminal it is rewritten in place; in a file and under CI it is a line of its own, every
     half minute.
     """
 
-    def __init__(self, epochs: int, steps_per_epoch: int, batch_size: int):
-        self._epochs, self._steps, self._batch = epochs, steps_per_epoch, batch_size
+    # What is asked for most comes first: a narrow terminal cuts the end off.
+    _FORMAT = "{desc}  step {n_fmt}/{total_fmt}  {remaining} left{postfix}"
+
+    def __init__(self, epochs: int, steps_per_epoch: int, batch_size: int, step: int = 0):
+        """Begins after so many steps."""
+        self._epochs = epochs
+        self._steps = steps_per_epoch
+        self._batch = batch_size
         terminal = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
-        self._live = terminal and not os.environ.get("CI")
-        self._interval = 0.2 if self._live else 30.0
-        self._shown = self._start = self._epoch_start = time.perf_counter()
-        self._first_step = None
+        live = terminal and not os.environ.get("CI")
+        self._interval = 0.2 if live else 30.0
+        self._shown = time.perf_counter()
+        self._bar = tqdm(
+            total=epochs * steps_per_epoch,
+            initial=step,
+            file=sys.stderr if live else _LogLines(),
+            bar_format=self._FORMAT,
+            mininterval=0,
+            delay=1e-9,  # nothing is shown before the first step
+            miniters=1,
+            dynamic_ncols=live,
+            leave=False,
+            disable=not parallel.is_main(),
+        )
+        self._begun = False
 
     def start_epoch(self, step: int) -> None:
         """Clips/s and waiting count from here on, after so many steps."""
-        self._epoch_step, self._waited = step, 0.0
+        self._epoch_step = step
+        self._waited = 0.0
         self._epoch_start = time.perf_counter()
 
     def waited(self, seconds: float) -> None:
@@ -125,34 +144,44 @@ class ProgressLine:
             top1: likewise.
         """
         now = time.perf_counter()
-        if self._first_step is None:  # which compiled
-            self._first_step, self._start = step, now
-        if now - self._shown < self._interval or step == self._first_step:
-            return
+        if not self._begun:
+            self._begun = True
+            # The first step compiled: its time tells nothing of those to come.
+            self._bar.initial = self._bar.n = self._bar.last_print_n = step
+            self._bar.unpause()
+        if now - self._shown < self._interval:
+            return  # fast steps wait for no line
         self._shown = now
-        elapsed = now - self._epoch_start
-        total = self._epochs * self._steps
-        left = (now - self._start) / (step - self._first_step) * (total - step)
-        line = (
-            f"step {step}/{total}  epoch {-(-step // self._steps)}/{self._epochs}  "
-            f"loss {loss:.3f}  top-1 {top1:.3f}  "
-            f"{(step - self._epoch_step) * self._batch / elapsed:.0f} clips/s  "
-            f"{self._waited / elapsed:.0%} waiting for data  {duration(left)} left"
+        elapsed = max(now - self._epoch_start, 1e-9)
+        rate = (step - self._epoch_step) * self._batch / elapsed
+        epoch = -(-step // self._steps)
+        self._bar.set_description_str(f"epoch {epoch}/{self._epochs}", refresh=False)
+        self._bar.set_postfix_str(
+            f"{rate:.0f} clips/s  loss {loss:.3f}  top-1 {top1:.3f}  "
+            f"{self._waited / elapsed:.0%} waiting for data",
+            refresh=False,
         )
-        if not parallel.is_main():
-            return
-        if self._live:
-            width = shutil.get_terminal_size().columns - 1
-            sys.stderr.write(f"\r\x1b[K{line[:width]}")
-            sys.stderr.flush()
-        else:
-            console.log.info("%s", line)
+        self._bar.update(step - self._bar.n)
 
     def clear(self) -> None:
         """Makes room for other lines."""
-        if self._live and parallel.is_main():
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
+        self._bar.clear()
+
+    def close(self) -> None:
+        """Takes the line away for good."""
+        self._bar.close()
+
+
+class _LogLines:
+    """A file for tqdm whose lines go to the log."""
+
+    def write(self, text: str) -> None:
+        """Logs what is left of a text without the signs that rewrite a line."""
+        if line := text.strip("\r\n \x1b[A"):
+            console.log.info("%s", line)
+
+    def flush(self) -> None:
+        """Nothing waits."""
 
 
 def announce_epoch(
