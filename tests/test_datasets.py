@@ -10,9 +10,11 @@ import tensorflow_datasets as tfds
 
 from mgc_jax.configs import default
 from mgc_jax.data import preparation
+from mgc_jax.data.audio_folder import read_folder
 from mgc_jax.data.clips import iter_clips
 from mgc_jax.data.features import make_features
-from mgc_jax.data.tracks import Track, read_fma, read_folder
+from mgc_jax.data.fma import read_fma
+from mgc_jax.data.tracks import Track
 from mgc_jax.errors import InputError
 
 HEADER = """,album,set,set,track,track
