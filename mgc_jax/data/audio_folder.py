@@ -252,6 +252,8 @@ def _label_by_table(files: _Files, rows: Rows) -> None:
         found = rows.get(name, [])
         if not found:
             files.leave_out(name, "not in the labels' CSV")
+        elif name.startswith("../"):
+            files.skip(name, "not below --audio_dir")
         elif len(found) > 1:
             files.skip(name, "listed twice in the labels' CSV")
         else:
@@ -354,30 +356,28 @@ def _split_by_hash(group: str) -> str:
 
 def _choose_groups(files: _Files, group_by: str | None) -> Callable[[str], str]:
     """A function from a file's name to the group that shares one split; says what it chose."""
+    depth = files.levels
+    if files.source["genres"] != "by folders" and group_by != "parent":
+        depth += 1  # a library by table or tags may be one folder of everything: that is no album
 
     def parent(name: str) -> str:
-        return os.path.dirname(name) if name.count("/") > files.levels else name
+        return os.path.dirname(name) if name.count("/") > depth else name
 
     def artist(name: str) -> str:
         found = files.tags.get(name, Tags()).artist.casefold()
         return f"artist {found}" if found else parent(name)
 
-    # A library by tags or table has no folders of genres, but of artists.
-    above = files.levels if files.source["genres"] == "by folders" else files.levels + 1
-    nested = any(name.count("/") > above for name in files.paths)
-    if group_by is None and nested:
+    if group_by is None and any(parent(name) != name for name in files.paths):
         console.log.info(
             "the files of one folder (an album) share one split, as --group_by=parent says; "
             "--group_by=file parts them"
         )
-    group_by = group_by or ("parent" if nested else "file")
-    files.source["grouping"] = f"by {group_by}"
-    if group_by == "artist":
-        unknown = sum(not files.tags.get(name, Tags()).artist for name in files.paths)
-        if unknown:
-            console.log.warning(
-                "%d of %d files have no artist in their tags: grouped by folder",
-                unknown,
-                len(files.paths),
-            )
-    return {"file": str, "parent": parent, "artist": artist}[group_by]
+    unknown = sum(not files.tags.get(name, Tags()).artist for name in files.paths)
+    if group_by == "artist" and unknown:
+        console.log.warning(
+            "%d of %d files have no artist in their tags: grouped by folder",
+            unknown,
+            len(files.paths),
+        )
+    files.source["grouping"] = f"by {group_by or 'parent'}"
+    return {"file": str, "artist": artist}.get(group_by, parent)

@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 import zipfile
+import zlib
 from pathlib import Path
 
 import requests
@@ -54,7 +55,9 @@ def fetch(archive: str, folder: str | os.PathLike) -> Path:
         if not packed.exists():
             _download(url, packed, SHA1[archive])
         _unpack(packed, unpacked)
-    except (requests.RequestException, zipfile.BadZipFile, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise InputError(f"{packed} is damaged: {error}; delete it and run again") from None
+    except (requests.RequestException, OSError) as error:
         raise InputError(
             f"cannot fetch {url}: {error}. The same command goes on from where it stopped"
         ) from None

@@ -135,7 +135,7 @@ def _find_columns(rows: Iterator[Row]) -> list[int]:
         names, first = _COLUMNS, list(zip(first, second, strict=True))
     for name, column in zip(names, _COLUMNS, strict=True):
         if name not in first:
-            raise ValueError(f"it has no column ({', '.join(column).replace(' ', '_')})")
+            raise ValueError(f"it has no column ({column[0]}, {column[1].replace(' ', '_')})")
     if not any("track id" in header for header in headers):
         headers.append([_plain(cell) for cell in next(rows)[1]])
     for header in headers:

@@ -64,25 +64,29 @@ def find_audio(folder: str | os.PathLike) -> Found:
     top = os.fspath(folder)
     found = Found(top)
     real_top = real_folder(top)
-    seen = {real_top: top}  # where a folder or a link's end is, to the path that found it
-    todo = [(top, real_top)]  # no recursion: folders may be deeper than Python's stack
+    seen = {}  # where a folder or an audio file really is, to the path that found it
+    todo = [(top, real_top, False)]  # no recursion: folders may be deeper than Python's stack
     while todo:
-        here, real_here = todo.pop()
+        here, real_here, by_link = todo.pop()
+        if real_here in seen:
+            if by_link:
+                found.links[here] = seen[real_here]
+            continue
+        seen[real_here] = here
         below = []
         for name, is_folder, is_link in _entries(here):
             path = os.path.join(here, name)
             real = os.path.realpath(path) if is_link else os.path.join(real_here, name)
-            if is_link and (real in seen or _leads_back(real, is_folder, real_here, real_top)):
-                found.links[path] = seen.get(real, real)
-                continue
-            if is_folder and real not in seen:
-                below.append((path, real))
-            elif not is_folder and _ending(name) in EXTENSIONS:
-                found.audio.append(path)
-            elif not is_folder:
+            if is_link and _leads_back(real, is_folder, real_here, real_top):
+                found.links[path] = real
+            elif is_folder:
+                below.append((path, real, is_link))
+            elif _ending(name) not in EXTENSIONS:
                 found.others[_ending(name)] += 1
-            if is_link or is_folder:
-                seen.setdefault(real, path)
+            elif seen.setdefault(real, path) != path:
+                found.links[path] = seen[real]
+            else:
+                found.audio.append(path)
         todo += reversed(below)
     found.audio.sort()
     return found
