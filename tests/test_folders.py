@@ -233,10 +233,13 @@ def test_a_missing_test_split_is_refused(tmp_path):
     }
 
 
-def test_one_folder_that_is_no_split_makes_all_genres(tmp_path):
-    touch(tmp_path, "train/1.mp3", "test/1.mp3", "techno/1.mp3")
-    genres = {track.genre for track in read_folder(tmp_path).tracks}
-    assert genres == {"train", "test", "techno"}
+def test_folders_are_splits_only_if_all_are_named_so_and_train_is_among_them(tmp_path):
+    touch(tmp_path, "a/train/a/1.mp3", "a/test/b/1.mp3", "a/techno/1.mp3")
+    assert set(genres_of(read_folder(tmp_path / "a"), tmp_path).values()) == {
+        *("train", "test", "techno")
+    }
+    touch(tmp_path, "b/dev/a/1.mp3", "b/test/b/1.mp3")
+    assert set(genres_of(read_folder(tmp_path / "b"), tmp_path).values()) == {"dev", "test"}
 
 
 def test_albums_stay_together_by_default_and_it_is_said(tmp_path, said):
