@@ -253,7 +253,9 @@ def test_gtzan_in_its_fault_filtered_split(tmp_path, ending):
     for track in listing.tracks:
         assert os.path.basename(track.path).startswith(f"{track.genre}.")
         assert os.path.exists(track.path) != track.path.endswith("/rock/rock.00001.wav")
-    assert len({track.track_id for track in listing.tracks}) == 930
+    ids = {track.track_id: os.path.basename(track.path) for track in listing.tracks}
+    assert len(ids) == 930
+    assert ids[554] == f"jazz.00054.{ending}" and ids[29] == f"blues.00029.{ending}"
     config = default.get_config()
     config.dataset = "gtzan"
     assert list_tracks(config, 1, audio_dir=tmp_path, labels=None) == listing

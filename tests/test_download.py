@@ -162,7 +162,9 @@ def test_killed_while_it_unpacks_it_unpacks_anew(server, tmp_path):
 
 def test_a_damaged_archive_and_a_folder_elsewhere(server, tmp_path):
     (tmp_path / "fma_small.zip").write_bytes(b"no archive")
-    with pytest.raises(InputError, match="fma_small.zip is damaged: File is not a zip file; delete"):
+    with pytest.raises(
+        InputError, match="fma_small.zip is damaged: File is not a zip file; delete"
+    ):
         download.fetch("fma_small", tmp_path)
     with pytest.raises(InputError, match="cannot unpack into gs://bucket: name a local --data_dir"):
         download.fetch("fma_small", "gs://bucket")

@@ -14,7 +14,7 @@ from etils import epath
 from mgc_jax import console
 from mgc_jax.data import audio
 from mgc_jax.data.folders import find_audio, real_folder
-from mgc_jax.data.tracks import Listing, Track, check_folder, hash_of
+from mgc_jax.data.tracks import Listing, Track, check_folder
 from mgc_jax.errors import InputError
 
 # Its file is no audio in the copies that most people have.
@@ -40,7 +40,8 @@ def read_gtzan(audio_dir: str | os.PathLike) -> Listing:
         audio_dir: holds `blues/blues.00000.wav` (or `.au`, `.mp3`, ...) to any depth.
 
     Returns:
-        The tracks of the split; those that are not there have the path where they should be.
+        The tracks of the split; those that are not there have the path where they should be. A
+        track's id is its number from 0 to 999, 100 a genre: that of `jazz.00054` is 554.
         `jazz.00054` is skipped if it is damaged.
 
     Raises:
@@ -55,10 +56,12 @@ def read_gtzan(audio_dir: str | os.PathLike) -> Listing:
     if not splits.keys() & paths.keys():
         raise InputError(f"no file such as blues/blues.00000.wav below --audio_dir={audio_dir}")
     listing = Listing([], [], [], {"folder": real_folder(audio_dir), "splits": "GTZAN's"})
+    genres = sorted({name.partition(".")[0] for name in splits})
     for name, split in sorted(splits.items()):
-        genre = name.partition(".")[0]
+        genre, _, number = name.partition(".")
+        track_id = 100 * genres.index(genre) + int(number)
         path = paths.get(name, os.path.join(audio_dir, genre, f"{name}.wav"))
-        track = Track(hash_of(name), path, genre, split)
+        track = Track(track_id, path, genre, split)
         if name == DAMAGED and name in paths and (reason := _damage(path)):
             listing.skipped.append((track, f"{reason}: known to be damaged in copies of GTZAN"))
         else:
