@@ -45,6 +45,7 @@ class _Files:
     """
 
     def __init__(self, found: Found):
+        """Takes all that was found, but for names that are not UTF-8."""
         self.root = found.folder
         self.paths = {self.name_of(path): path for path in found.audio}
         self.genres: dict[str, str] = {}

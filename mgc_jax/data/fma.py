@@ -72,7 +72,9 @@ def read_fma(audio_dir: str | os.PathLike, metadata_dir: str | os.PathLike, subs
     if without_genre:
         console.log.info("%d tracks of FMA large without a top genre left out", without_genre)
     known = {row.track_id for row in rows}
-    for path in find_audio(audio_dir).audio:
+    found = find_audio(audio_dir)
+    found.say_what_was_passed_over()
+    for path in found.audio:
         stem, ending = os.path.splitext(os.path.basename(path))
         if ending.lower() == ".mp3" and not (stem.isdecimal() and int(stem) in known):
             listing.skipped.append((unlisted(path), "not in tracks.csv"))
@@ -126,21 +128,20 @@ def _find_columns(rows: Iterator[Row]) -> list[int]:
         ValueError: a column is missing.
         StopIteration: the table ends in its header.
     """
-    first = [_plain(cell) for cell in next(rows)[1]]
-    names = [" ".join(column) for column in _COLUMNS]
-    headers = [first]
-    if not set(names) <= set(first):
-        second = [_plain(cell) for cell in next(rows)[1]]
-        headers.append(second)
-        names, first = _COLUMNS, list(zip(first, second, strict=True))
-    for name, column in zip(names, _COLUMNS, strict=True):
-        if name not in first:
+    headers = [[_plain(cell) for cell in next(rows)[1]]]
+    wanted = [" ".join(column) for column in _COLUMNS]
+    names = headers[0]
+    if not set(wanted) <= set(names):
+        headers.append([_plain(cell) for cell in next(rows)[1]])
+        names = [" ".join(pair) for pair in zip(*headers, strict=True)]
+    for name, column in zip(wanted, _COLUMNS, strict=True):
+        if name not in names:
             raise ValueError(f"it has no column ({column[0]}, {column[1].replace(' ', '_')})")
     if not any("track id" in header for header in headers):
         headers.append([_plain(cell) for cell in next(rows)[1]])
     for header in headers:
         if "track id" in header:
-            return [header.index("track id"), *map(first.index, names)]
+            return [header.index("track id"), *map(names.index, wanted)]
     raise ValueError("no column of it is named track_id")
 
 

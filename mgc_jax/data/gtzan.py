@@ -50,6 +50,7 @@ def read_gtzan(audio_dir: str | os.PathLike) -> Listing:
     check_folder(epath.Path(audio_dir), "the one that holds blues/, classical/, ...")
     splits = read_splits()
     found = find_audio(audio_dir)
+    found.say_what_was_passed_over()
     paths = {}
     for path in found.audio:
         paths.setdefault(os.path.splitext(os.path.basename(path))[0], path)
