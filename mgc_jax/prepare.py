@@ -26,8 +26,8 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "audio_dir",
         None,
-        "Folder of audio files; FMA: the one that holds 000/, 001/, ...; audio_folder: the one "
-        "that holds a folder for each genre.",
+        "Folder of audio files; FMA: the one that holds 000/, 001/, ...; audio_folder and "
+        "gtzan: the one that holds a folder for each genre.",
     )
     flags.DEFINE_string(
         "metadata_dir", None, "Folder of tracks.csv; default: fma_metadata beside it."
@@ -42,13 +42,27 @@ def define_flags() -> None:
         "splits_csv",
         None,
         "For audio_folder: a CSV with the columns path (below audio_dir) and split (train, "
-        "validation, test); default: 80/10/10 by a hash of the path.",
+        "validation, test); default: the first folders if they are named so, else 80/10/10 by a "
+        "hash of the path.",
+    )
+    flags.DEFINE_string(
+        "labels_csv",
+        None,
+        "For audio_folder: a CSV with the columns path (below audio_dir), genre, and, if it "
+        "decides on that too, split; default: folders are genres.",
+    )
+    flags.DEFINE_enum(
+        "labels",
+        None,
+        ["folders", "tags"],
+        "For audio_folder: where genres come from, the files' folders (default) or their own tags.",
     )
     flags.DEFINE_enum(
         "group_by",
-        "file",
-        ["file", "parent"],
-        "For audio_folder: what stays in one split, a file or all files of its folder (an album).",
+        None,
+        ["file", "parent", "artist"],
+        "For audio_folder: what stays in one split, a file, all files of its folder (an album), or "
+        "all files of an artist by their tags; default: parent where genres hold folders.",
     )
     flags.DEFINE_float(
         "max_skipped",
@@ -87,6 +101,8 @@ def main(argv: list[str]) -> None:
         metadata_dir=FLAGS.metadata_dir,
         download=FLAGS.download,
         splits_csv=FLAGS.splits_csv,
+        labels_csv=FLAGS.labels_csv,
+        labels=FLAGS.labels,
         group_by=FLAGS.group_by,
         max_skipped=FLAGS.max_skipped,
         workers=FLAGS.workers,

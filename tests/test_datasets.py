@@ -1,18 +1,25 @@
 """Lists of tracks, and the records that plain TFDS reads."""
 
 import collections
+import contextlib
+import hashlib
 import os
 import random
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from conftest import write_audio
 
 from mgc_jax.configs import default
 from mgc_jax.data import preparation
+from mgc_jax.data.audio_folder import read_folder
 from mgc_jax.data.clips import iter_clips
 from mgc_jax.data.features import make_features
-from mgc_jax.data.tracks import Track, read_fma, read_folder
+from mgc_jax.data.fma import read_fma
+from mgc_jax.data.gtzan import read_gtzan, read_splits
+from mgc_jax.data.sources import list_tracks
+from mgc_jax.data.tracks import Track
 from mgc_jax.errors import InputError
 
 HEADER = """,album,set,set,track,track
@@ -57,7 +64,9 @@ def test_read_fma(tmp_path):
         Track(1001, str(audio / "001" / "001001.mp3"), "Jazz", "test"),
     ]
     for subset, count in {"small": 2, "medium": 3, "large": 4}.items():
-        assert read_fma(audio, metadata, subset) == (expected[:count], [])
+        listing = read_fma(audio, metadata, subset)
+        assert listing.tracks == expected[:count]
+        assert not listing.skipped and not listing.left_out
 
 
 def test_large_says_how_many_have_no_genre(tmp_path, caplog):
@@ -128,7 +137,7 @@ def splits_of(listing, root):
 
 
 def test_folders_are_split_80_10_10_within_each_genre(music):
-    listing = read_folder(music)
+    listing = read_folder(music, group_by="file")
     assert not listing.skipped
     counts = collections.Counter((track.genre, track.split) for track in listing.tracks)
     for genre in ("blues", "Hip Hop"):
@@ -140,18 +149,20 @@ def test_folders_are_split_80_10_10_within_each_genre(music):
 
 
 def test_a_files_split_depends_on_its_path_alone(music, tmp_path, monkeypatch):
-    before = splits_of(read_folder(music), music)
+    before = splits_of(read_folder(music, group_by="file"), music)
     touch(music, *[f"blues/new {i}.ogg" for i in range(300)], "jazz/first.flac")
-    after = splits_of(read_folder(music), music)
+    after = splits_of(read_folder(music, group_by="file"), music)
     assert len(after) == 2301 and before.items() <= after.items()
     music.rename(tmp_path / "elsewhere")
-    listdir = os.listdir
+    scandir = os.scandir
 
+    @contextlib.contextmanager
     def shuffled(path):
-        return random.sample(names := listdir(path), len(names))
+        with scandir(path) as entries:
+            yield random.sample(entries := list(entries), len(entries))
 
-    monkeypatch.setattr(os, "listdir", shuffled)
-    again = read_folder(tmp_path / "elsewhere")
+    monkeypatch.setattr(os, "scandir", shuffled)
+    again = read_folder(tmp_path / "elsewhere", group_by="file")
     assert splits_of(again, tmp_path / "elsewhere") == after
     # The same on every machine and in every version.
     assert after["blues/blues.00000.wav"] == "train"
@@ -175,7 +186,7 @@ def test_splits_csv(tmp_path):
         "split,path\n"
         "train,rock/a.wav\n"
         f"validation,{tmp_path}/music/rock/b b.wav\n"
-        'testing,"rock/c,\nc.wav"\n'
+        'holdout,"rock/c,\nc.wav"\n'
         "test,./jazz/gone.wav\n"
         "test,rock/e.wav\ntrain,rock/e.wav\n"
         "test,../outside.wav\n"
@@ -189,7 +200,7 @@ def test_splits_csv(tmp_path):
     found = {os.path.basename(track.path): reason for track, reason in listing.skipped}
     assert found == {
         "outside.wav": "no genre: not in a folder below --audio_dir",
-        "c,\nc.wav": "unknown split 'testing'",
+        "c,\nc.wav": "unknown split 'holdout'",
         "d.wav": "not in the splits' CSV",
         "e.wav": "listed twice in the splits' CSV",
         "x.wav": "no genre: not in a folder below --audio_dir",
@@ -219,11 +230,66 @@ def test_odd_folders(tmp_path):
     assert sorted(splits_of(listing, root)) == [
         "jazz/c.mp3",
         "rock/a.mp3",
-        "rock/folder.mp3",
+        "rock/folder.mp3/inside.mp3",
         "rock/loop.mp3",
         "rock/pipe.mp3",
     ]
     assert reasons(listing) == {-1: "file name is not UTF-8: rename it"}
+
+
+@pytest.mark.parametrize("ending", ["wav", "au", "mp3"])
+def test_gtzan_in_its_fault_filtered_split(tmp_path, ending):
+    genres = ["blues", "classical", "country", "disco", "hiphop"]
+    genres += ["jazz", "metal", "pop", "reggae", "rock"]
+    names = [f"{genre}/{genre}.{i:05d}.{ending}" for genre in genres for i in range(100)]
+    touch(tmp_path / "Data/genres_original", *names)
+    write_audio(tmp_path / f"Data/genres_original/jazz/jazz.00054.{ending}", 1)
+    (tmp_path / "Data/genres_original/rock" / f"rock.00001.{ending}").unlink()
+    listing = read_gtzan(tmp_path)
+    assert not listing.skipped
+    counts = collections.Counter(track.split for track in listing.tracks)
+    assert counts == {"train": 443, "validation": 197, "test": 290}
+    assert sorted({track.genre for track in listing.tracks}) == genres
+    for track in listing.tracks:
+        assert os.path.basename(track.path).startswith(f"{track.genre}.")
+        assert os.path.exists(track.path) != track.path.endswith("/rock/rock.00001.wav")
+    ids = {track.track_id: os.path.basename(track.path) for track in listing.tracks}
+    assert len(ids) == 930
+    assert ids[554] == f"jazz.00054.{ending}" and ids[29] == f"blues.00029.{ending}"
+    config = default.get_config()
+    config.dataset = "gtzan"
+    assert list_tracks(config, 1, audio_dir=tmp_path, labels=None) == listing
+    touch(tmp_path, "pictures/blues.00000.png")
+    with pytest.raises(InputError, match="no file such as blues/blues.00000.wav below"):
+        read_gtzan(tmp_path / "pictures")
+
+
+def test_gtzans_damaged_file_is_known_by_name(tmp_path):
+    write_audio(tmp_path / "jazz/jazz.00055.wav", 1)
+    (tmp_path / "jazz/jazz.00054.wav").write_bytes(bytes(1000))
+    listing = read_gtzan(tmp_path)
+    ((track, reason),) = listing.skipped
+    assert (track.path, track.genre) == (str(tmp_path / "jazz/jazz.00054.wav"), "jazz")
+    assert reason.endswith("known to be damaged in copies of GTZAN")
+    assert len(listing.tracks) == 929
+
+
+def test_gtzans_lists_are_those_of_their_authors():
+    """Hashes of the lists as they were published: numbers from 1 to 1000, 100 a genre."""
+    genres = sorted({name.partition(".")[0] for name in read_splits()})
+    numbers = collections.defaultdict(list)
+    for name, split in read_splits().items():
+        genre, number = name.split(".")
+        numbers[split].append(100 * genres.index(genre) + int(number) + 1)
+    digests = {
+        split: hashlib.sha256(" ".join(map(str, sorted(found))).encode()).hexdigest()[:16]
+        for split, found in numbers.items()
+    }
+    assert digests == {
+        "train": "a2aeabdebba9a9d8",
+        "validation": "0b6b565bdecb7b75",
+        "test": "64443a8853b34166",
+    }
 
 
 def test_records_hold_the_clips_of_every_track(corpus, prepared):
@@ -262,10 +328,11 @@ def test_metadata_says_what_was_used(prepared):
 @pytest.mark.parametrize(
     "dataset,sources,message",
     [
-        ("gtzan", {}, "'gtzan' is unknown: one of fma_small, fma_medium"),
+        ("gtzan2", {}, "'gtzan2' is unknown: one of fma_small, fma_medium"),
         ("fma_medium", {}, "needs --audio_dir.*or --download"),
         ("audio_folder", {}, "needs --audio_dir, the folder of the genres' folders"),
         ("audio_folder", {"download": True}, "--download are for FMA"),
+        ("demo", {"labels": "tags"}, "are for audio_folder; demo has genres and splits of its own"),
         ("fma_small", {"group_by": "parent"}, "--group_by are for audio_folder"),
     ],
 )

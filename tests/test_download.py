@@ -3,12 +3,16 @@
 import hashlib
 import http.server
 import io
+import signal
+import subprocess
+import sys
 import threading
+import time
 import zipfile
 
 import numpy as np
 import pytest
-from conftest import write_audio
+from conftest import ROOT, write_audio
 from test_datasets import write_metadata
 
 from mgc_jax.configs import default
@@ -127,3 +131,40 @@ def test_prepare_downloads_what_it_needs(server, tmp_path):
         preparation.prepare(config, ("mel",), download=True, **sources)
         assert len(server.starts) == (0 if sources else 2)
         assert open_dataset(config, ("mel",)).metadata["tracks_listed"] == 3
+
+
+UNPACK = """
+import sys
+from mgc_jax.data import download
+download.ADDRESS, download.SHA1["fma_small"] = sys.argv[1:3]
+download.fetch("fma_small", sys.argv[3])
+"""
+
+
+def test_killed_while_it_unpacks_it_unpacks_anew(server, tmp_path):
+    names = [f"fma_small/{i // 1000:03d}/{i:06d}.mp3" for i in range(5000)]
+    server.offer("fma_small", {name: name.encode() for name in names})
+    arguments = [download.ADDRESS, download.SHA1["fma_small"], str(tmp_path)]
+    process = subprocess.Popen([sys.executable, "-c", UNPACK, *arguments], cwd=ROOT)
+    incomplete = tmp_path / "incomplete.fma_small"
+    while process.poll() is None and not (incomplete / names[100]).exists():
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert incomplete.is_dir() and not (tmp_path / "fma_small").exists()
+    (incomplete / "fma_small/000/stray.mp3").write_bytes(b"of another archive")
+    folder = download.fetch("fma_small", tmp_path)
+    assert server.starts == [0]  # the archive was whole
+    assert {str(path.relative_to(tmp_path)) for path in folder.rglob("*.mp3")} == set(names)
+    assert (folder / "000/000000.mp3").read_bytes() == names[0].encode()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fma_small", "fma_small.zip"]
+
+
+def test_a_damaged_archive_and_a_folder_elsewhere(server, tmp_path):
+    (tmp_path / "fma_small.zip").write_bytes(b"no archive")
+    with pytest.raises(
+        InputError, match="fma_small.zip is damaged: File is not a zip file; delete"
+    ):
+        download.fetch("fma_small", tmp_path)
+    with pytest.raises(InputError, match="cannot unpack into gs://bucket: name a local --data_dir"):
+        download.fetch("fma_small", "gs://bucket")

@@ -21,8 +21,8 @@ from test_datasets import write_metadata
 
 from mgc_jax.configs import default
 from mgc_jax.data import preparation
+from mgc_jax.data.audio_folder import read_folder
 from mgc_jax.data.input_pipeline import open_dataset
-from mgc_jax.data.tracks import read_folder
 from mgc_jax.errors import InputError
 
 ROOT = Path(__file__).parents[1]

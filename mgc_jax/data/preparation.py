@@ -22,14 +22,8 @@ from mgc_jax.data.cache import ClipCache
 from mgc_jax.data.clips import Clip, deviation_from_librosa, iter_clips
 from mgc_jax.data.features import Feature, make_features
 from mgc_jax.data.shards import dataset_path
-from mgc_jax.data.tracks import (
-    SKIPPED_FILE,
-    Listing,
-    Track,
-    check_usable,
-    genres_of,
-    list_tracks,
-)
+from mgc_jax.data.sources import list_tracks
+from mgc_jax.data.tracks import SKIPPED_FILE, Listing, Track, check_usable, genres_of
 from mgc_jax.data.workers import run_all
 from mgc_jax.errors import InputError, choices
 
@@ -114,7 +108,7 @@ def _write(
         "librosa_deviation": _check_against_librosa(listing.tracks, features),
         "versions": {name: version(name) for name in ("mgc_jax", "soundfile", "soxr", "librosa")},
     }
-    tracks, skipped = listing
+    tracks, skipped = listing.tracks, listing.skipped
     if beam_runner:
         clips_of = functools.partial(_decode, features=features)
     else:
