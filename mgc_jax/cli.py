@@ -6,19 +6,17 @@ when it runs, so that several commands can be imported side by side.
 
 import importlib
 import itertools
-import logging
 import os
 import re
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from absl import app, flags
-from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from mgc_jax import process
 from mgc_jax.console import log
 from mgc_jax.errors import InputError, Interrupted, choices, is_disk_full
 
@@ -69,7 +67,7 @@ def run(word: str) -> None:
 
 def run_main(main: Callable[[list[str]], None]) -> None:
     """Runs a function of the arguments that are no flags, the program's name first."""
-    set_up_logging()
+    process.set_up_logging()
     with exit_codes():
         app.run(main, flags_parser=_parse_flags)
 
@@ -145,25 +143,3 @@ def _one_line(error: Exception) -> str:
     """An error of ml_collections, which may hold a whole traceback, for people."""
     lines = [line.strip() for line in str(error).strip('"').splitlines() if line.strip()]
     return lines[-1] if "Traceback" in str(error) else " ".join(lines)
-
-
-def _show_thread_error(thread: threading.ExceptHookArgs) -> None:
-    """Python's own way, but for a full disk, of which orbax tells the main thread too."""
-    if not is_disk_full(thread.exc_value):
-        threading.__excepthook__(thread)
-
-
-def set_up_logging() -> None:
-    """Our own lines, with the time, on stderr; the libraries' errors only (--verbosity=0: all).
-
-    This is the one place that changes what belongs to the whole process.
-    """
-    flags.FLAGS.verbosity = absl_logging.ERROR  # its default is INFO, as soon as flags are parsed
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # unused here, and announced at every start
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
-    log.handlers = [handler]
-    threading.excepthook = _show_thread_error
-    log.propagate = False
-    log.setLevel(logging.INFO)

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax import export as jax_export
 
-from mgc_jax import console
+from mgc_jax import console, process
 from mgc_jax.files import write_bytes, write_text
 from mgc_jax.training.network import load_run
 
@@ -50,6 +50,7 @@ def export_run(workdir: str | os.PathLike, out: Path) -> None:
 def _write_saved_model(probabilities: Callable, clip_samples: int, folder: Path) -> None:
     """Converts the function for TensorFlow on CPUs."""
     try:
+        process.hide_gpus_from_tensorflow()
         import tensorflow as tf
     except ImportError:
         console.log.info("no saved_model: tensorflow is not installed")

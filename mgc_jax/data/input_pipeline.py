@@ -27,7 +27,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from ml_collections import ConfigDict
 
-from mgc_jax import parallel
+from mgc_jax import parallel, process
 from mgc_jax.data import shards
 from mgc_jax.data.features import FEATURES, make_features, settings_of
 from mgc_jax.errors import InputError
@@ -289,6 +289,7 @@ def open_dataset(config: ConfigDict, feature_names: Sequence[str]) -> ClipDatase
     Raises:
         InputError: there are none, they are damaged, or were made with other audio settings.
     """
+    process.hide_gpus_from_tensorflow()
     features = make_features(feature_names, config)
     path = _find_records(config, feature_names)
     if "://" in str(path):

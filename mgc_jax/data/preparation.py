@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from ml_collections import ConfigDict
 
-from mgc_jax import console
+from mgc_jax import console, process
 from mgc_jax.data.builders import BUILDERS
 from mgc_jax.data.cache import ClipCache
 from mgc_jax.data.clips import Clip, deviation_from_librosa, iter_clips
@@ -63,6 +63,7 @@ def prepare(
     if config.dataset not in BUILDERS:
         known = choices(config.dataset, BUILDERS)
         raise InputError(f"config.dataset={config.dataset!r} is unknown: {known}")
+    process.hide_gpus_from_tensorflow()
     tfds.disable_progress_bar()  # ours counts tracks
     features = make_features(feature_names, config)
     target = dataset_path(config, feature_names)

@@ -26,9 +26,6 @@ from mgc_jax.data.features import folder_name
 from mgc_jax.errors import InputError
 from mgc_jax.files import replacing, user_cache
 
-# TensorFlow only reads here; no GPU memory may go to it.
-tf.config.set_visible_devices([], "GPU")
-
 _LABELS = ("label", "track_id", "clip")
 # A TFRecord is: length (8 bytes), its CRC (4), the data, their CRC (4).
 _RECORD_HEAD, _RECORD_TAIL = 12, 4

@@ -6,9 +6,7 @@ checkpoints/best/   the variables with the lowest validation loss, by epoch, to 
 Of each kind the last two are kept: one that a crash has torn is passed over for the one before it.
 """
 
-import logging
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from mgc_jax import console, parallel
+from mgc_jax import console, parallel, process
 from mgc_jax.errors import InputError
 
 _STATE = ("step", "params", "batch_stats", "opt_state", "average")
@@ -36,8 +34,7 @@ class Checkpoints:
         # orbax reports a relative path only later, from a background thread.
         root = Path(workdir).absolute() / "checkpoints"
         self._writing = writing
-        sys.unraisablehook = _show_error
-        logging.getLogger("absl").addFilter(_is_not_orbax)
+        process.quiet_orbax()
         self._last, self._best = (_open(root / name, writing) for name in ("last", "best"))
 
     def __enter__(self) -> "Checkpoints":
@@ -134,17 +131,6 @@ class Checkpoints:
                 "start again in another --workdir"
             )
         return None
-
-
-def _is_not_orbax(record: logging.LogRecord) -> bool:
-    """orbax logs with a traceback what it then raises."""
-    return "orbax" not in record.pathname
-
-
-def _show_error(unraisable: Any) -> None:
-    """Python's own way, but quiet about the reads and writes that orbax gives up after an error."""
-    if str(unraisable.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(unraisable)
 
 
 def _open(folder: Path, writing: bool) -> ocp.CheckpointManager:
