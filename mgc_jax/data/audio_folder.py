@@ -380,5 +380,6 @@ def _choose_groups(files: _Files, group_by: str | None) -> Callable[[str], str]:
             unknown,
             len(files.paths),
         )
-    files.source["grouping"] = f"by {group_by or 'parent'}"
-    return {"file": str, "artist": artist}.get(group_by, parent)
+    chosen = group_by or "parent"
+    files.source["grouping"] = f"by {chosen}"
+    return {"file": str, "parent": parent, "artist": artist}[chosen]

@@ -2,7 +2,8 @@
 
 import contextlib
 import os
-from typing import BinaryIO, NamedTuple
+from collections.abc import Mapping
+from typing import BinaryIO, NamedTuple, cast
 
 import mutagen
 import soundfile
@@ -37,7 +38,7 @@ def read_tags(path: str | os.PathLike) -> Tags:
     for read in readers:
         # A damaged file must not end the listing, whatever a parser stumbles over in it.
         with contextlib.suppress(Exception), epath.Path(path).open("rb") as file:
-            tags = read(file)
+            tags = read(cast(BinaryIO, file))
             if any(tags):
                 return tags
     return Tags()
@@ -45,8 +46,10 @@ def read_tags(path: str | os.PathLike) -> Tags:
 
 def _read_by_mutagen(file: BinaryIO) -> Tags:
     """The tags of MP3, FLAC, Ogg, Opus, MP4, WMA, APE, and of WAV and AIFF if they are ID3."""
-    tags = mutagen.File(file).tags
-    return Tags(_first(tags, _GENRE), _first(tags, _ARTIST))
+    audio = mutagen.File(file)
+    if audio is None or audio.tags is None:
+        return Tags()
+    return Tags(_first(audio.tags, _GENRE), _first(audio.tags, _ARTIST))
 
 
 def _read_by_libsndfile(file: BinaryIO) -> Tags:
@@ -56,7 +59,7 @@ def _read_by_libsndfile(file: BinaryIO) -> Tags:
     return Tags(_first_part([texts.get("genre", "")]), _first_part([texts.get("artist", "")]))
 
 
-def _first(tags: mutagen.Tags, names: tuple[str, ...]) -> str:
+def _first(tags: Mapping, names: tuple[str, ...]) -> str:
     """The first value of the first of the names that is there."""
     parts = (_first_part(_values(tags, name)) for name in names)
     return next(filter(None, parts), "")
@@ -68,7 +71,7 @@ def _first_part(values: list[str]) -> str:
     return next(filter(None, parts), "")
 
 
-def _values(tags: mutagen.Tags, name: str) -> list[str]:
+def _values(tags: Mapping, name: str) -> list[str]:
     try:
         found = tags[name]
     except (KeyError, ValueError):
