@@ -7,8 +7,10 @@ def get_config() -> ConfigDict:
     """The default config."""
     config = ConfigDict()
 
-    # Data set: fma_small, fma_medium, fma_large, audio_folder (one folder a genre) or demo.
+    # Data set: fma_small, fma_medium, fma_large, gtzan, audio_folder (one folder a genre) or demo.
     config.dataset = "fma_small"
+    # Name of your collection, for several of one data set below one data_dir; "": the data set's.
+    config.name = ""
     # Folder of prepared TFRecords.
     config.data_dir = "tfrecords"
 

@@ -18,7 +18,6 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -28,6 +27,7 @@ from mgc_jax import parallel
 from mgc_jax.data import audio
 from mgc_jax.data.clips import clip_features
 from mgc_jax.data.features import Mel
+from mgc_jax.data.folders import find_audio
 from mgc_jax.errors import InputError
 from mgc_jax.results.metrics import mean_log_probs
 from mgc_jax.training.network import TrainedRun, load_run
@@ -236,8 +236,9 @@ def find_files(paths: Iterable[str | os.PathLike]) -> Iterator[str]:
     """Files as given, and the audio files below folders, sorted."""
     for path in paths:
         if os.path.isdir(path):
-            found = (p for p in Path(path).rglob("*") if p.suffix.lower() in audio.EXTENSIONS)
-            yield from sorted(str(p) for p in found if p.is_file())
+            found = find_audio(path)
+            found.say_what_was_passed_over()
+            yield from found.audio
         else:
             yield os.fspath(path)
 

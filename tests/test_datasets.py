@@ -328,7 +328,7 @@ def test_metadata_says_what_was_used(prepared):
 @pytest.mark.parametrize(
     "dataset,sources,message",
     [
-        ("gtzan2", {}, "'gtzan2' is unknown: one of fma_small, fma_medium"),
+        ("musicnet", {}, "'musicnet' is unknown: one of fma_small, fma_medium"),
         ("fma_medium", {}, "needs --audio_dir.*or --download"),
         ("audio_folder", {}, "needs --audio_dir, the folder of the genres' folders"),
         ("audio_folder", {"download": True}, "--download are for FMA"),

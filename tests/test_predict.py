@@ -187,8 +187,10 @@ def test_json_with_timeline_and_plots(workdir, music, tmp_path):
         assert sum(step["probabilities"].values()) == pytest.approx(1, abs=1e-5)
     assert set(bad) == {"path", "error"} and "cannot be decoded" in bad["error"]
     assert os.fsencode(rows[-1]["path"]) == odd and rows[-1]["genre"]
-    assert done.stderr.splitlines()[0].endswith(f"bad.mp3: {bad['error']}")
-    assert len(done.stderr.splitlines()) == 2  # no bar, where there is no terminal
+    said = done.stderr.splitlines()
+    assert said[0].endswith("1 other files: 1 .txt")
+    assert said[1].endswith(f"bad.mp3: {bad['error']}")
+    assert len(said) == 3  # no bar, where there is no terminal
     plots = sorted(path.name for path in (tmp_path / "plots").iterdir())
     assert len(plots) == 6 and {"one.mp3.png", "one.mp3-2.png", "long.ogg.png"} < set(plots)
     for path in (tmp_path / "plots").iterdir():

@@ -358,3 +358,53 @@ def test_unknown_beam_runner(music, tmp_path, monkeypatch):
         preparation.prepare(config, ("mel",), audio_dir=music, **parallel)
     with pytest.raises(InputError, match="--beam_runner=NoRunner"):
         preparation.prepare(config, ("mel",), audio_dir=music, beam_runner="NoRunner")
+
+
+@pytest.fixture
+def library(tmp_path):
+    """Two genres of 30 files each, one of them twice, one in both genres, and a cover."""
+    root = tmp_path / "library"
+    for i in range(60):
+        write_audio(root / ("blues" if i % 2 else "rock") / f"{i:02d}.wav", 2, 16000, 1, seed=i)
+    shutil.copy(root / "rock/04.wav", root / "rock/again.wav")
+    shutil.copy(root / "blues/07.wav", root / "rock/which.wav")
+    (root / "rock/cover.jpg").write_bytes(b"\xff\xd8")
+    return root
+
+
+def test_copies_are_found_by_their_sound(library, tmp_path):
+    """The same list for any number of workers."""
+    listed = []
+    for workers in (1, 2):
+        config = folder_config(tmp_path / f"out{workers}")
+        preparation.prepare(config, ("mel",), audio_dir=library, workers=workers)
+        folder = Path(config.data_dir) / "audio_folder/mel/1.0.0"
+        listed.append(read_skipped(folder))
+        with open(folder / "tracks.csv", newline="") as file:
+            kept = {Path(row["path"]).name for row in csv.DictReader(file)}
+        assert len(kept) == 59 and {"04.wav", "cover.jpg", "07.wav"} & kept == {"04.wav"}
+    assert listed[0] == listed[1]
+    assert set(listed[0]) == {"again.wav", "07.wav", "which.wav"}
+    assert "the same audio as" in listed[0]["again.wav"]
+    assert "another genre" in listed[0]["07.wav"] and "another genre" in listed[0]["which.wav"]
+
+
+def test_records_are_tied_to_their_source(library, tmp_path, caplog, monkeypatch):
+    config = folder_config(tmp_path / "out")
+    preparation.prepare(config, ("mel",), audio_dir=library, workers=2)
+    preparation.prepare(config, ("mel",), audio_dir=library, workers=2)  # the same: nothing to do
+    other = shutil.copytree(library, tmp_path / "other")
+    with pytest.raises(InputError, match="was prepared from .*library.*, not from .*other"):
+        preparation.prepare(config, ("mel",), audio_dir=other)
+    write_audio(library / "rock/new.wav", 3, seed=99)
+    with pytest.raises(InputError, match="was prepared from .*62 files.*, not from .*63 files"):
+        preparation.prepare(config, ("mel",), audio_dir=library)
+    # Another collection below the same folder has a name of its own.
+    config.name = "jazzclub"
+    preparation.prepare(config, ("mel",), audio_dir=library, workers=2)
+    assert (tmp_path / "out/jazzclub/mel/1.0.0/dataset_info.json").exists()
+    assert open_dataset(config, ("mel",)).genres == ["blues", "rock"]
+    for name in ("demo", "Jazz Club", "9"):
+        config.name = name
+        with pytest.raises(InputError, match=f"config.name='{name}': use small letters"):
+            preparation.prepare(config, ("mel",), audio_dir=library)

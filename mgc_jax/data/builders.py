@@ -37,6 +37,7 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     Args:
         tracks: the tracks to write.
         skipped: those known to be unusable.
+        left_out: those that are no part of the data set, though nothing is wrong with them.
         genres: names in label order.
         clip_features: what is stored of each clip; their names make the builder config's.
         clips_of: gives a track's clips, or raises InputError if it cannot be used (Beam only).
@@ -58,6 +59,7 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         *,
         tracks: Sequence[Track],
         skipped: Sequence[Skipped],
+        left_out: Sequence[Skipped],
         genres: Sequence[str],
         clip_features: Sequence[Feature],
         clips_of: Callable[[Track], Iterable[Clip]],
@@ -68,6 +70,7 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """Sorts the tracks by split."""
         self._tracks = {split: [t for t in tracks if t.split == split] for split in SPLITS}
         self._skipped = skipped
+        self._left_out = left_out
         self._genres = genres
         self._clip_features = clip_features
         self._examples_of = functools.partial(_examples_of, clips_of=clips_of)
@@ -146,7 +149,9 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 skipped += [(tracks[number], reason) for number, reason in reasons.items()]
                 used[split] = [t for number, t in enumerate(tracks) if number not in reasons]
         tracks = [track for split in SPLITS for track in used[split]]
-        check_usable(tracks, skipped, self._max_skipped, self.data_path.parent)
+        folder = self.data_path.parent
+        check_usable(tracks, skipped, self._max_skipped, folder, self._left_out)
+        skipped += self._left_out
         write_lists(self.data_path, tracks, skipped)
         self.info.metadata.update(
             tracks_listed=len(tracks) + len(skipped),
@@ -199,6 +204,10 @@ class AudioFolder(ClipBuilder):
     """Audio files in one folder a genre."""
 
 
+class Gtzan(ClipBuilder):
+    """GTZAN: tracks of 30 s, 10 genres, in the fault-filtered split."""
+
+
 class Demo(ClipBuilder):
     """A small synthesised stand-in for FMA small; its scores say nothing about real music."""
 
@@ -210,5 +219,21 @@ BUILDERS = {
     "fma_medium": FmaMedium,
     "fma_large": FmaLarge,
     "audio_folder": AudioFolder,
+    "gtzan": Gtzan,
     "demo": Demo,
 }
+
+
+def make_builder(dataset: str, name: str, **kwargs) -> ClipBuilder:
+    """A data set's builder, whose records lie below a folder of another name if one is given.
+
+    Args:
+        dataset: a key of `BUILDERS`.
+        name: of the folder; empty for the data set's own.
+        **kwargs: as for `ClipBuilder`.
+    """
+    builder = BUILDERS[dataset]
+    if name:
+        named = {"name": name, "__module__": builder.__module__, "__doc__": builder.__doc__}
+        builder = type(builder.__name__, (builder,), named, skip_registration=True)
+    return builder(**kwargs)

@@ -88,6 +88,11 @@ class ClipCache:
                     start += size
                 yield clip
 
+    def digest(self, entry: epath.Path) -> str:
+        """A hash of an entry's first clip, equal where the decoded audio is."""
+        with entry.open("rb") as file:
+            return hashlib.sha256(file.read(sum(self._sizes))).hexdigest()
+
     @property
     def _sizes(self) -> list[int]:
         """Bytes of each feature of a clip."""

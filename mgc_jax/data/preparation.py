@@ -8,8 +8,10 @@ stopped; the set appears under its name as the last step.
 import contextlib
 import fcntl
 import functools
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
+from typing import Any
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -17,15 +19,25 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from mgc_jax import console, process
-from mgc_jax.data.builders import BUILDERS
+from mgc_jax.data.builders import BUILDERS, make_builder
 from mgc_jax.data.cache import ClipCache
 from mgc_jax.data.clips import Clip, deviation_from_librosa, iter_clips
 from mgc_jax.data.features import Feature, make_features
 from mgc_jax.data.shards import dataset_path
-from mgc_jax.data.sources import list_tracks
-from mgc_jax.data.tracks import SKIPPED_FILE, Listing, Track, check_usable, genres_of
+from mgc_jax.data.sources import check_same_source, fingerprint, list_tracks
+from mgc_jax.data.tracks import (
+    SKIPPED_FILE,
+    Listing,
+    Track,
+    check_usable,
+    count_duplicates,
+    genres_of,
+    name_lost_genres,
+    without_duplicates,
+)
 from mgc_jax.data.workers import run_all
 from mgc_jax.errors import InputError, choices
+from mgc_jax.files import read_json
 
 # Largest differences from librosa's waveform (samples) and log-mels (dB).
 _MAX_DEVIATION = {"waveform": 1e-6}
@@ -63,6 +75,13 @@ def prepare(
     if config.dataset not in BUILDERS:
         known = choices(config.dataset, BUILDERS)
         raise InputError(f"config.dataset={config.dataset!r} is unknown: {known}")
+    if config.name and (
+        config.name in BUILDERS or not re.fullmatch("[a-z][a-z0-9_]*", config.name)
+    ):
+        raise InputError(
+            f"config.name={config.name!r}: use small letters, digits and _, beginning with a "
+            "letter, and no data set's own name"
+        )
     process.hide_gpus_from_tensorflow()
     tfds.disable_progress_bar()  # ours counts tracks
     features = make_features(feature_names, config)
@@ -73,12 +92,14 @@ def prepare(
             for leftover in folder.glob("incomplete.*"):
                 leftover.rmtree()  # of a run that was killed
             if (target / "dataset_info.json").exists():
+                _check_same_source(target, config, workers, sources)
                 console.log.info("%s is there already; delete it to make it again", target)
             elif target.exists():
                 raise InputError(f"{target} is not a whole data set: delete it")
             else:
                 listing = list_tracks(config, workers, **sources)
-                check_usable(listing.tracks, listing.skipped, max_skipped, folder)
+                left_out = listing.left_out
+                check_usable(listing.tracks, listing.skipped, max_skipped, folder, left_out)
                 _write(config, features, listing, workers, max_skipped, beam_runner, beam_options)
             (folder / SKIPPED_FILE).unlink(missing_ok=True)  # of a run that failed
             _cache_folder(folder).rmtree(missing_ok=True)
@@ -106,27 +127,36 @@ def _write(
         runner, options = make_runner(beam_runner, beam_options)
         download_config = tfds.download.DownloadConfig(beam_runner=runner, beam_options=options)
     facts = {
+        "source": fingerprint(listing),
         "librosa_deviation": _check_against_librosa(listing.tracks, features),
         "versions": {name: version(name) for name in ("mgc_jax", "soundfile", "soxr", "librosa")},
     }
-    tracks, skipped = listing.tracks, listing.skipped
     if beam_runner:
+        used = listing
         clips_of = functools.partial(_decode, features=features)
     else:
         cache = ClipCache(str(_cache_folder(folder)), features)
-        entries, failures = _fill_cache(cache, tracks, workers)
-        tracks = [track for track in listing.tracks if track.path not in failures]
-        skipped = skipped + [(t, failures[t.path]) for t in listing.tracks if t.path in failures]
-        check_usable(tracks, skipped, max_skipped, folder)
+        entries, failures = _fill_cache(cache, listing.tracks, workers)
+        used = _without_failures(listing, failures)
+        digests = {track.path: cache.digest(entries[track.path]) for track in used.tracks}
+        if config.dataset == "audio_folder":
+            used = _without_copies(used, digests)
+        else:
+            facts["duplicates"] = _say_copies(used.tracks, digests)
+        check_usable(used.tracks, used.skipped, max_skipped, folder, used.left_out)
+        name_lost_genres(listing.tracks, used.tracks)
 
         def clips_of(track):
             return cache.load(entries[track.path])
 
-    builder = BUILDERS[config.dataset](
+    builder = make_builder(
+        config.dataset,
+        config.name,
         data_dir=config.data_dir,
-        tracks=tracks,
-        skipped=skipped,
-        genres=genres_of(listing.tracks),
+        tracks=used.tracks,
+        skipped=used.skipped,
+        left_out=used.left_out,
+        genres=genres_of(used.tracks),
         clip_features=features,
         clips_of=clips_of,
         max_skipped=max_skipped,
@@ -137,10 +167,61 @@ def _write(
     metadata = builder.info.metadata
     listed = metadata["tracks_listed"]
     splits = metadata["splits"].values()
-    used = sum(split["tracks"] for split in splits)
+    count = sum(split["tracks"] for split in splits)
     clips = sum(split["clips"] for split in splits)
-    said = f"; {listed - used} skipped, see {SKIPPED_FILE} there" if used < listed else ""
-    console.log.info("%s: %d of %d tracks, %d clips%s", builder.data_dir, used, listed, clips, said)
+    said = f"; {listed - count} skipped, see {SKIPPED_FILE} there" if count < listed else ""
+    console.log.info(
+        "%s: %d of %d tracks, %d clips%s", builder.data_dir, count, listed, clips, said
+    )
+
+
+def _without_failures(listing: Listing, failures: Mapping[str, str]) -> Listing:
+    """A listing whose tracks that could not be decoded are skipped: path to reason."""
+    tracks = [track for track in listing.tracks if track.path not in failures]
+    failed = [(t, failures[t.path]) for t in listing.tracks if t.path in failures]
+    return listing._replace(tracks=tracks, skipped=[*listing.skipped, *failed])
+
+
+def _without_copies(listing: Listing, digests: Mapping[str, str]) -> Listing:
+    """A listing that has each content once, by a hash of its first clip."""
+    once = without_duplicates(listing.tracks, digests)
+    if once.left_out:
+        console.log.warning("%d copies of other tracks are left out", len(once.left_out))
+    return listing._replace(tracks=once.tracks, left_out=[*listing.left_out, *once.left_out])
+
+
+def _say_copies(tracks: Sequence[Track], digests: Mapping[str, str]) -> dict[str, int]:
+    """Counts the copies in data whose tracks are given, and says them."""
+    counts = count_duplicates(tracks, digests)
+    if counts["contents"]:
+        console.log.warning(
+            "%d tracks are copies of %d contents, %d of them in several splits: kept, as the data "
+            "set has them",
+            *(counts[name] for name in ("tracks", "contents", "across_splits")),
+        )
+    return counts
+
+
+def _check_same_source(
+    target: epath.Path, config: ConfigDict, workers: int, sources: Mapping[str, Any]
+) -> None:
+    """Raises InputError where records that are there were made from something else.
+
+    Those of the demo and of FMA's archives are not listed anew: that could mean to make or fetch
+    them again.
+    """
+    metadata = read_json(target / "metadata.json", dict, [("settings",)], fix=f"delete {target}")
+    if sources.get("audio_dir"):
+        found = fingerprint(list_tracks(config, workers, **sources))
+        check_same_source(metadata.get("source", {}), found, target)
+    elif config.dataset == "demo":
+        made = f"{config.demo.tracks} tracks seed {config.demo.seed}"
+        stored = metadata.get("source", {}).get("summary", made)
+        if made not in stored:
+            raise InputError(
+                f"{target} was prepared from {stored}, not from the demo's {made}: name another "
+                "--data_dir, or delete it"
+            )
 
 
 def _decode(track: Track, features: tuple[Feature, ...]) -> Iterator[Clip]:

@@ -49,7 +49,8 @@ class Index(NamedTuple):
 
 def dataset_path(config: ConfigDict, feature_names: Sequence[str]) -> epath.Path:
     """Where a config's records of these features are, or would be."""
-    return epath.Path(config.data_dir) / config.dataset / folder_name(feature_names) / VERSION
+    name = config.name or config.dataset
+    return epath.Path(config.data_dir) / name / folder_name(feature_names) / VERSION
 
 
 def load_index(files: Sequence[str], lengths: Sequence[int], split: str) -> Index:
