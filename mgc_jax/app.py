@@ -71,6 +71,8 @@ def build_page(predictor: "Predictor", title: str) -> "gradio.Blocks":
 
     with gr.Blocks(title="mgc_jax") as page:
         gr.Markdown(f"# Genres of your music\nTrained run `{title}`: {', '.join(predictor.genres)}")
+        if predictor.notice:
+            gr.Markdown(f"**This network was {predictor.notice}.**")
         with gr.Row():
             files = gr.File(label="Audio files", file_count="multiple")
             recording = gr.Audio(label="Recording", sources=["microphone"], type="filepath")

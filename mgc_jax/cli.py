@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from mgc_jax import process
+from mgc_jax.configs import default
 from mgc_jax.console import log
 from mgc_jax.errors import InputError, Interrupted, choices, is_disk_full
 
@@ -44,6 +45,9 @@ def define_config() -> None:
         None,
         "Config: a file, or the name of a built-in one such as densenet; default demo. "
         "--config.KEY=VALUE changes a key.",
+        # model_overrides takes the fields of any network: see `_check_config_keys`.
+        lock_config=False,
+        accept_new_attributes=True,
     )
 
 
@@ -106,14 +110,27 @@ def _parse_flags(argv: list[str]) -> list[str]:
     if "config" in flags.FLAGS:
         argv = _with_config_file(argv)
     try:
-        return flags.FLAGS(argv)
-    except (AttributeError, KeyError) as error:
-        # ml_collections looks for the nearest key itself.
-        near = re.search('Did you mean "(.*)" instead of "(.*)"', str(error))
-        said = f"{near[2]!r}; did you mean {near[1]!r}?" if near else f"{_one_line(error)}."
-        raise InputError(f"no such config key: {said} See configs/default.py") from None
-    except (flags.Error, TypeError, ValueError, OSError) as error:
+        rest = flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         raise InputError(f"{_one_line(error)} (see --help)") from None
+    if "config" in flags.FLAGS:
+        _check_config_keys(flags.FLAGS.config, default.get_config())
+        flags.FLAGS.config.lock()
+    return rest
+
+
+def _check_config_keys(config: ConfigDict, known: ConfigDict, above: str = "") -> None:
+    """Raises InputError for a key that configs/default.py does not have.
+
+    What is below `model_overrides` is checked when the network is made.
+    """
+    for key, value in config.items():
+        if key not in known:
+            near = choices(key, known.keys())
+            hint = near.partition("?")[0] + "?" if near.startswith("did") else "none is like it."
+            raise InputError(f"no such config key: {above}{key}; {hint} See configs/default.py")
+        if isinstance(value, ConfigDict) and key != "model_overrides":
+            _check_config_keys(value, known[key], f"{above}{key}.")
 
 
 def _with_config_file(argv: list[str]) -> list[str]:

@@ -14,6 +14,7 @@ from jax import export as jax_export
 
 from mgc_jax import console, process
 from mgc_jax.files import write_bytes, write_text
+from mgc_jax.predictor import DEMO_NOTICE
 from mgc_jax.training.network import load_run
 
 
@@ -44,6 +45,8 @@ def export_run(workdir: str | os.PathLike, out: Path) -> None:
         "sample_rate": audio.sample_rate,
         "clip_samples": audio.clip_samples,
     }
+    if network.config.dataset == "demo":
+        about["notice"] = DEMO_NOTICE
     write_text(out / "model.json", json.dumps(about, indent=2, ensure_ascii=False))
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 from tqdm import tqdm
 
-from mgc_jax import cli
+from mgc_jax import cli, console
 from mgc_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ def main(argv: list[str]) -> None:
     if FLAGS.plot:
         _make_folder(FLAGS.plot)
     predictor = load(FLAGS.workdir, FLAGS.batch_size)
+    if predictor.notice:
+        console.log.warning("%s was %s", FLAGS.workdir, predictor.notice)
     # File names need not be UTF-8: what JSON writes for such bytes will do everywhere.
     sys.stdout.reconfigure(errors="backslashreplace")
     if FLAGS.format == "csv":

@@ -34,6 +34,7 @@ from mgc_jax.training.network import TrainedRun, load_run
 from mgc_jax.training.step import compile_predict_step
 
 Source = str | os.PathLike | np.ndarray
+DEMO_NOTICE = "trained on synthesised music: what it says of real music means nothing"
 _CHUNK = 8  # clips that a thread decodes before it turns to the next file
 _MAX_FRAMES = 4096  # of a spectrogram
 
@@ -123,6 +124,8 @@ class Predictor:
         """Puts a run's network on all devices; arguments as for `load`."""
         network = run.network
         self.genres = network.genres
+        # What is to be said beside every answer, or None.
+        self.notice = DEMO_NOTICE if network.config.dataset == "demo" else None
         self._network = network
         self._audio = network.features[0].audio
         # What a spectrogram is drawn of: the network's own picture, where it sees one.

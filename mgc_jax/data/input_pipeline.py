@@ -10,7 +10,9 @@ large batches, a second one helps).
 
 import functools
 import gc
+import hashlib
 import itertools
+import json
 import math
 import mmap
 import os
@@ -275,6 +277,19 @@ class ClipDataset(NamedTuple):
     genres: list[str]
     splits: dict[str, Split]
     metadata: Mapping
+
+    def fingerprint(self) -> dict[str, str]:
+        """What a run is tied to: a `hash` of genres, tracks, clips and labels of every split, and
+        a `summary` of their counts for people."""
+        digest = hashlib.sha256(json.dumps(self.genres).encode())
+        counts = []
+        for name, split in sorted(self.splits.items()):
+            digest.update(name.encode())
+            for values in split.labels.values():
+                digest.update(np.ascontiguousarray(values, np.int64))
+            tracks = len(np.unique(split.labels["track_id"]))
+            counts.append(f"{name} {tracks:,} tracks in {len(split):,} clips")
+        return {"hash": digest.hexdigest(), "summary": ", ".join(counts)}
 
 
 def open_dataset(config: ConfigDict, feature_names: Sequence[str]) -> ClipDataset:

@@ -1,6 +1,7 @@
 """A run's folder: the names of its files, and what is written to and read from each.
 
-    config.json genres.json metrics.jsonl     made by the training
+    config.json genres.json data.json         what was trained on what; made before the training
+    metrics.jsonl                             the log of it
     report/metrics.json predictions.csv       scores, and what they were computed from
     report/run.json index.html *.png          the page, and the facts on it
 
@@ -28,7 +29,7 @@ from mgc_jax.results.metrics import (
     track_predictions,
 )
 
-CONFIG, GENRES, LOG = "config.json", "genres.json", "metrics.jsonl"
+CONFIG, GENRES, DATA, LOG = "config.json", "genres.json", "data.json", "metrics.jsonl"
 REPORT, METRICS, PREDICTIONS = "report", "metrics.json", "predictions.csv"
 FACTS, PAGE = "run.json", "index.html"
 _COLUMNS = ["track_id", "clip", "label", "prediction"]
@@ -61,6 +62,19 @@ def read_genres(workdir: str | os.PathLike) -> list[str]:
     if not all(isinstance(genre, str) for genre in genres):
         raise InputError(f"{path} should hold names of genres: {_FIX_RUN}")
     return genres
+
+
+def write_data(workdir: str | os.PathLike, fingerprint: Mapping[str, str]) -> None:
+    """Writes which data a run is tied to: `hash` and `summary`."""
+    write_text(Path(workdir, DATA), json.dumps(fingerprint, indent=2, ensure_ascii=False))
+
+
+def read_data(workdir: str | os.PathLike) -> dict[str, str] | None:
+    """What `write_data` wrote; None in workdirs of versions before 0.2."""
+    path = Path(workdir, DATA)
+    if not path.exists():
+        return None
+    return read_json(path, dict, [("hash",), ("summary",)], fix=_FIX_RUN)
 
 
 def read_log(workdir: str | os.PathLike) -> list[dict]:

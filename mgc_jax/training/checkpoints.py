@@ -133,6 +133,11 @@ class Checkpoints:
         return None
 
 
+def has_best(workdir: str | os.PathLike) -> bool:
+    """Whether a workdir has a checkpoint to predict with."""
+    return any(Path(workdir, "checkpoints", "best").glob("*/*"))
+
+
 def _open(folder: Path, writing: bool) -> ocp.CheckpointManager:
     if writing:
         folder.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ Nothing is written until all checks are passed: a start that failed leaves the w
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -26,7 +27,9 @@ def check_config(config: ConfigDict) -> None:
     """Raises InputError for a setting that cannot be met, before any data are made or read."""
     parallel.check_batch_size(config.batch_size, config.optimizer.accumulate)
     if config.dtype not in _DTYPES:
-        raise InputError(f"config.dtype={config.dtype!r}: {choices(config.dtype, _DTYPES)}")
+        meant = {"bf16": "use bfloat16", "fp16": "use float16", "fp32": "use float32"}
+        said = meant.get(config.dtype) or choices(config.dtype, _DTYPES)
+        raise InputError(f"config.dtype={config.dtype!r}: {said}")
     if config.init_from and not os.path.exists(config.init_from):
         raise InputError(f"config.init_from={config.init_from!r}: no such file or folder")
     # A network of two genres has all the fields and settings that one of any number has.
@@ -45,36 +48,62 @@ def check_workdir(workdir: Path, config: ConfigDict, *, new: bool) -> None:
             raise InputError(f"no run in {workdir} (it has no config.json): train first")
         return
     if not os.access(workdir, os.W_OK):
+        if not new and files.has_report(workdir):
+            return  # its scores can be shown
         raise InputError(f"cannot write to --workdir={workdir}: permission denied")
     if not any((workdir / "checkpoints").glob("*/*")):
         return
     stored = _flatten(json.loads(with_defaults(files.read_config(workdir)).to_json()))
     wanted = _flatten(json.loads(config.to_json()))
-    differences = [
-        f"{key} is {stored.get(key)!r} there, {wanted.get(key)!r} now"
-        for key in sorted(stored.keys() | wanted.keys())
-        if stored.get(key) != wanted.get(key) and key not in _MAY_DIFFER
-    ]
-    if differences:
+    differing = {key for key in wanted if stored.get(key) != wanted[key]} - _MAY_DIFFER
+    longer = wanted["num_epochs"] > stored.get("num_epochs", 0)
+    if longer and "num_epochs" in differing:
+        if wanted["optimizer.schedule"] == "constant":
+            differing.remove("num_epochs")
+        elif differing == {"num_epochs"}:
+            raise InputError(
+                f"{workdir} holds a run of {stored['num_epochs']} epochs, {wanted['num_epochs']} "
+                f"are wanted: under config.optimizer.schedule={wanted['optimizer.schedule']!r} "
+                "every step would have had another learning rate. Train anew in another --workdir"
+            )
+    if differing:
+        differences = [
+            f"{key} is {stored.get(key)!r} there, {wanted[key]!r} now" for key in sorted(differing)
+        ]
         raise InputError(
             f"{workdir} holds a run of another config: {'; '.join(differences)}. "
             "Give another --workdir, or the same config"
         )
 
 
-def claim_workdir(workdir: Path, network: Network) -> None:
-    """Writes config and genres into a fresh workdir; checks that an old one is of these genres."""
+def claim_workdir(workdir: Path, network: Network, data: Mapping[str, str]) -> None:
+    """Writes config, genres and data into a workdir; a run that is there must be of these data.
+
+    Args:
+        workdir: of the run.
+        network: to be trained.
+        data: `ClipDataset.fingerprint` of what it is trained on.
+
+    Raises:
+        InputError: the workdir's run was trained on other genres or data, or it is read-only.
+    """
     if any((workdir / "checkpoints").glob("*/*")):
-        stored = files.read_genres(workdir)
-        if stored != list(network.genres):
+        genres = files.read_genres(workdir)
+        if genres != list(network.genres):
             raise InputError(
-                f"{workdir} was trained on the genres {stored}, the data set now has "
+                f"{workdir} was trained on the genres {genres}, the data set now has "
                 f"{list(network.genres)}"
             )
-        return
+        stored = files.read_data(workdir) or data
+        if stored["hash"] != data["hash"]:
+            raise InputError(
+                f"{workdir} was trained on other data: {stored['summary']} there, "
+                f"{data['summary']} now. Give another --workdir, or the same records"
+            )
     try:
         files.write_config(workdir, json.loads(network.config.to_json()))
         files.write_genres(workdir, network.genres)
+        files.write_data(workdir, data)
     except OSError as error:
         raise InputError(f"cannot write to --workdir={workdir}: {error.strerror}") from None
 

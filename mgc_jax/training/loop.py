@@ -54,6 +54,7 @@ class Progress:
         best_epoch, best_loss: of the lowest validation loss.
         skipped: steps passed over because they were not finite.
         loss, top1, counted, seconds: sums over the epoch under way, and the steps in them.
+        data: hash of the data trained on (see `ClipDataset.fingerprint`); empty in older runs.
     """
 
     step: int = 0
@@ -65,6 +66,7 @@ class Progress:
     top1: float = 0.0
     counted: int = 0
     seconds: float = 0.0
+    data: str = ""
 
 
 def is_finished(config: ConfigDict, progress: Progress) -> bool:
@@ -134,6 +136,10 @@ class _Training:
         self.state = create_train_state(network, self.steps)
         self.progress = Progress()
         self.restore()
+        data = dataset.fingerprint()["hash"]
+        if self.progress.data not in ("", data):
+            raise InputError(f"the checkpoints in {workdir} are of a run on other data")
+        self.progress.data = data
         schedule = learning_rate_schedule(config, self.steps)
         self.rates = learning_rates(schedule, self.steps * config.num_epochs).tolist()
         self.save_interval = 60 * config.checkpoint_every_minutes
@@ -152,7 +158,12 @@ class _Training:
                     *(progress.step, progress.epoch, self.config.num_epochs),
                 )
             elif self.config.init_from:
-                variables = load_weights(self.config.init_from, self.config.model, state.variables)
+                variables = load_weights(
+                    self.config.init_from,
+                    self.config.model,
+                    state.variables,
+                    self.network.genres,
+                )
                 average = jax.tree.map(jnp.copy, variables) if state.average else {}
                 state = state.replace(average=average, **variables)
         self.state = parallel.replicate(parallel.share_arrays(state))

@@ -9,7 +9,7 @@ import optax
 from flax.traverse_util import path_aware_map
 from ml_collections import ConfigDict
 
-from mgc_jax.errors import InputError
+from mgc_jax.errors import InputError, choices
 
 SCHEDULES = ("constant", "cosine")
 
@@ -26,7 +26,7 @@ def learning_rate_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Sc
     o = config.optimizer
     if o.schedule not in SCHEDULES:
         raise InputError(
-            f"config.optimizer.schedule={o.schedule!r} is unknown: one of {', '.join(SCHEDULES)}"
+            f"config.optimizer.schedule={o.schedule!r} is unknown: {choices(o.schedule, SCHEDULES)}"
         )
     if not 0 <= o.warmup_epochs < max(config.num_epochs, 1):
         raise InputError(

@@ -27,13 +27,14 @@ FusionNet also takes a DenseNet's file or run: its branch `densenet` is filled, 
 
 Accepted besides: a DenseNet's `conv0` over three channels (their sum is what it computes on a grey
 picture); `conv0` of baseline_a_2d and baseline_b over a one-channel picture, [O, 1, frames, mels];
-torchvision's old spelling `denselayer1.norm.1`. `num_batches_tracked` has no counterpart. A
+torchvision's old spelling `denselayer1.norm.1`; `module.` before all names. `num_batches_tracked`
+has no counterpart. Of a run's classifier, rows of genres with the same name are taken; a file's
 classifier of another number of classes stays fresh; any other difference is an error.
 """
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -50,13 +51,19 @@ _LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var":
 _OLD_SPELLING = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)")
 
 
-def load_weights(path: str | os.PathLike, model_name: str, variables: Mapping) -> dict:
+def load_weights(
+    path: str | os.PathLike,
+    model_name: str,
+    variables: Mapping,
+    genres: Sequence[str] | None = None,
+) -> dict:
     """Puts stored weights into a network's fresh variables.
 
     Args:
         path: a `.safetensors` file with a PyTorch state dict, or the workdir of another run.
         model_name: a key of `mgc_jax.models.MODELS`.
         variables: `params` and `batch_stats` as initialised, on whatever devices.
+        genres: in label order; of a run's classifier, rows of the same names are taken.
 
     Returns:
         Variables of the same tree, shapes and dtypes; new leaves lie on the default device.
@@ -65,11 +72,17 @@ def load_weights(path: str | os.PathLike, model_name: str, variables: Mapping) -
         InputError: the file or run does not hold exactly this network's weights.
     """
     path = Path(path)
-    tensors = _read_run(path, model_name) if path.is_dir() else _read_file(path)
+    theirs = None
+    if path.is_dir():
+        tensors, theirs = _read_run(path, model_name)
+    else:
+        tensors = _read_file(path)
     fresh = flatten_dict(dict(variables))
     names = {_torch_name(key): key for key in fresh}
     if model_name == "fusionnet" and any(name.startswith("features.") for name in tensors):
         outcome = _select_densenet_branch(tensors, names)
+    elif theirs and genres and list(theirs) != list(genres):
+        outcome = _match_genres(tensors, names, fresh, theirs, genres)
     else:
         outcome = _select_classifier(tensors, names, fresh)
     shapes = {name: _torch_shape(fresh[key].shape) for name, key in names.items()}
@@ -99,6 +112,9 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
         ) from error
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    if stored and all(name.startswith("module.") for name in stored):
+        # As torch.nn.DataParallel names them.
+        stored = {name.removeprefix("module."): tensor for name, tensor in stored.items()}
     tensors = {}
     for name, tensor in stored.items():
         if name.endswith("num_batches_tracked"):
@@ -111,8 +127,9 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _read_run(workdir: Path, model_name: str) -> dict[str, np.ndarray]:
-    """The best checkpoint of a run as a state dict, so that one code checks both sources."""
+def _read_run(workdir: Path, model_name: str) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """The best checkpoint of a run as a state dict, so that one code checks both sources, and the
+    run's genres."""
     run = load_run(workdir)
     stored = run.network.config.model
     if stored != model_name and (stored, model_name) != ("densenet", "fusionnet"):
@@ -120,7 +137,8 @@ def _read_run(workdir: Path, model_name: str) -> dict[str, np.ndarray]:
             f"{workdir} holds a run of {stored}, whose weights do not fit {model_name}"
         )
     leaves = flatten_dict(run.variables).items()
-    return {_torch_name(key): _to_torch(np.asarray(leaf)) for key, leaf in leaves}
+    tensors = {_torch_name(key): _to_torch(np.asarray(leaf)) for key, leaf in leaves}
+    return tensors, run.network.genres
 
 
 def _select_densenet_branch(tensors: dict, names: dict) -> str:
@@ -131,6 +149,27 @@ def _select_densenet_branch(tensors: dict, names: dict) -> str:
     for name in ("classifier.weight", "classifier.bias"):
         tensors.pop(name, None)
     return "the DenseNet branch; the rest is fresh"
+
+
+def _match_genres(
+    tensors: dict, names: Mapping, fresh: Mapping, theirs: Sequence[str], ours: Sequence[str]
+) -> str:
+    """Gives the classifier the rows of the genres that both have, the rest stay fresh; says so."""
+    weight = next(name for name in names if name.endswith("classifier.weight"))
+    for name in (weight, weight.removesuffix("weight") + "bias"):
+        if name not in tensors or len(tensors[name]) != len(theirs):
+            continue  # left for the checks to find
+        rows = np.array(_to_torch(np.asarray(fresh[names[name]])))
+        for row, genre in enumerate(ours):
+            if genre in theirs:
+                rows[row] = tensors[name][list(theirs).index(genre)]
+        tensors[name] = rows
+    shared = [genre for genre in ours if genre in theirs]
+    others = [genre for genre in ours if genre not in theirs]
+    kept = f"of {', '.join(shared)}" if shared else "of no genre, as none has the same name"
+    return f"everything, the classifier {kept}" + (
+        f"; fresh: {', '.join(others)}" if others else ""
+    )
 
 
 def _select_classifier(tensors: dict, names: dict, fresh: Mapping) -> str:

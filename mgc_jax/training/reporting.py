@@ -122,6 +122,7 @@ def _describe_data(network: Network, dataset: ClipDataset) -> dict:
         "features": " and ".join(feature.name for feature in network.features),
         "inputs": [feature.describe() for feature in network.features],
         "splits": splits,
+        "fingerprint": dataset.fingerprint()["hash"],
         "tracks_listed": dataset.metadata["tracks_listed"],
         "tracks_used": sum(split["tracks"] for split in splits.values()),
         "skipped": rows,

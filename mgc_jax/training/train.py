@@ -10,6 +10,7 @@ from mgc_jax.data import preparation, shards
 from mgc_jax.data.input_pipeline import ClipDataset, open_dataset
 from mgc_jax.results import files
 from mgc_jax.training import loop
+from mgc_jax.training.checkpoints import has_best
 from mgc_jax.training.claim import check_config, check_workdir, claim_workdir
 from mgc_jax.training.evaluate import evaluate_best
 from mgc_jax.training.network import Network
@@ -37,15 +38,20 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, *, training: bool, com
     _make_demo_if_missing(config, feature_names)
     dataset = open_dataset(config, feature_names)
     network = Network.from_config(config, dataset.genres)
+    reported = parallel.share_text(str(files.has_report(workdir))) == "True"
+    if not training and reported and not os.access(workdir, os.W_OK):
+        console.log.info("%s is read-only: these are the scores of its report", workdir)
+        summarise(workdir, files.read_metrics(workdir, network.genres))
+        return
     if parallel.is_main():
-        claim_workdir(workdir, network)
+        claim_workdir(workdir, network, dataset.fingerprint())
     _announce(network, workdir, dataset)
     progress = loop.load_progress(workdir)
-    reported = parallel.share_text(str(files.has_report(workdir))) == "True"
-    if training and reported and loop.is_finished(config, progress):
-        console.log.info(
-            "this run is complete: %d epochs; --mode=eval evaluates it again", progress.epoch
-        )
+    # A finished run may have lost its training state: it is finished all the same.
+    lost = progress.epoch == 0 and parallel.share_text(str(has_best(workdir))) == "True"
+    if training and reported and (lost or loop.is_finished(config, progress)):
+        epochs = config.num_epochs if lost else progress.epoch
+        console.log.info("this run is complete: %d epochs; --mode=eval evaluates it again", epochs)
         summarise(workdir, files.read_metrics(workdir, network.genres))
         return
     if training:
