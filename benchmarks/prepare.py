@@ -103,7 +103,7 @@ def main(argv: list[str]) -> None:
                     rate = len(paths) / (time.perf_counter() - start)
                     if repetition >= 0:
                         rates[name][way].append(rate)
-        clip = next(iter_clips(paths[0], _STORED))
+        clip = next(iter_clips(paths[0], _STORED)).features
         clip_bytes = sum(array.nbytes for array in clip.values())
     print(json.dumps(_summary(rates, clip_bytes), indent=1))
 

@@ -94,8 +94,8 @@ def _write_table(result: "Prediction", genres: tuple[str, ...]) -> None:
     for genre, probability in list(result.ranking.items())[: FLAGS.top]:
         print(f"  {probability:6.1%}  {genre}")
     if FLAGS.timeline:
-        for i, row in enumerate(result.timeline):
-            minutes, seconds = divmod(int(i * result.clip_seconds), 60)
+        for start, row in zip(result.starts, result.timeline, strict=True):
+            minutes, seconds = divmod(int(start), 60)
             print(f"  {minutes:3d}:{seconds:02d}  {row.max():6.1%}  {genres[row.argmax()]}")
 
 
@@ -108,10 +108,10 @@ def _write_json(result: "Prediction", genres: tuple[str, ...]) -> None:
         if FLAGS.timeline:
             found["timeline"] = [
                 {
-                    "start": i * result.clip_seconds,
+                    "start": round(float(start), 3),
                     "probabilities": dict(zip(genres, row.tolist(), strict=True)),
                 }
-                for i, row in enumerate(result.timeline)
+                for start, row in zip(result.starts, result.timeline, strict=True)
             ]
     print(json.dumps(found, ensure_ascii=False))
 

@@ -18,14 +18,14 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import jax
 import numpy as np
-import soxr
 
 from mgc_jax import parallel
 from mgc_jax.data import audio
-from mgc_jax.data.clips import clip_features
+from mgc_jax.data.clips import Clip, encode_clip
 from mgc_jax.data.features import Mel
 from mgc_jax.data.folders import find_audio
 from mgc_jax.errors import InputError
@@ -33,7 +33,7 @@ from mgc_jax.results.metrics import mean_log_probs
 from mgc_jax.training.network import TrainedRun, load_run
 from mgc_jax.training.step import compile_predict_step
 
-Source = str | os.PathLike | np.ndarray
+Source = str | os.PathLike | np.ndarray | jax.Array | tuple[int, np.ndarray]
 DEMO_NOTICE = "trained on synthesised music: what it says of real music means nothing"
 _CHUNK = 8  # clips that a thread decodes before it turns to the next file
 _MAX_FRAMES = 4096  # of a spectrogram
@@ -64,8 +64,10 @@ class Prediction:
         ranking: genre to probability, likeliest first: the mean of the clips' log-probabilities,
             made to sum to one.
         genres: in the order of the timeline's columns.
-        timeline: `[clips, genres] float32`, probabilities of the clips, which follow one another
-            from the start of the source.
+        timeline: `[clips, genres] float32`, probabilities of the clips; those without signal are
+            left out.
+        starts: `[clips] float`, where they begin, in s. The last one ends with the source, and may
+            overlap the one before it.
         clip_seconds: length of a clip, in s.
         spectrogram: `[frames, mels] float32`, dB below each clip's maximum, over the whole source
             (of long ones with frames left out); None unless asked for.
@@ -77,6 +79,7 @@ class Prediction:
     ranking: dict[str, float] = dataclasses.field(default_factory=dict)
     genres: tuple[str, ...] = ()
     timeline: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    starts: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
     clip_seconds: float = 0.0
     spectrogram: np.ndarray | None = None
     mel: Mel | None = None
@@ -97,22 +100,36 @@ class _Track:
     """A source on its way through the decoder and the network."""
 
     name: str
-    clips: Iterator[dict[str, np.ndarray]]  # those still to decode
+    clips: Iterator[Clip]  # those still to decode
     count: int = 0  # decoded ones
     decoded: bool = False
     error: str | None = None
+    starts: list[float] = dataclasses.field(default_factory=list)
     log_probs: list[np.ndarray] = dataclasses.field(default_factory=list)
     mels: list[np.ndarray] = dataclasses.field(default_factory=list)
     mel_step: int = 1
+    heard_until: float = 0.0  # s
 
     @property
     def finished(self) -> bool:
         return self.error is not None or (self.decoded and self.count == len(self.log_probs))
 
-    def keep_mel(self, mel: np.ndarray) -> None:
-        """Adds a clip's `[frames, mels]` to the spectrogram; thins it out as it grows too long."""
-        self.mels.append(mel[:: self.mel_step])
-        if sum(map(len, self.mels)) > _MAX_FRAMES and self.mel_step < len(mel):
+    def keep_mel(self, mel: np.ndarray, start: float, seconds: float) -> None:
+        """Adds a clip's `[frames, mels]` to the spectrogram; thins it out as it grows too long.
+
+        Args:
+            mel: of the clip, as stored.
+            start: of the clip, in s; where it overlaps the one before, its end alone is new, and
+                before it nothing was heard since the end of that one.
+            seconds: length of the clip.
+        """
+        new = round((start + seconds - self.heard_until) / seconds * len(mel))
+        if new > len(mel):
+            gap = np.zeros(((new - len(mel)) // self.mel_step, mel.shape[1]), mel.dtype)
+            self.mels.append(gap)
+        self.mels.append(mel[max(0, len(mel) - new) :: self.mel_step])
+        self.heard_until = start + seconds
+        while sum(map(len, self.mels)) > _MAX_FRAMES and self.mel_step < len(mel):
             self.mels = [kept[::2] for kept in self.mels]
             self.mel_step *= 2
 
@@ -145,14 +162,18 @@ class Predictor:
         """Predicts files, folders and arrays.
 
         Args:
-            sources: one, or any number. A folder stands for the audio files below it; arrays are
-                `[samples]` or `[samples, channels]`, floats in [-1, 1].
-            sample_rate: of the arrays, in Hz; default: the network's own.
+            sources: one, or any number. A folder stands for the audio files below it; arrays, of
+                NumPy or JAX, are `[samples]`, or also have an axis of channels, which is the
+                shorter one; floats in [-1, 1], int16 or int32. A pair `(rate, array)` is one too.
+            sample_rate: of the arrays, in Hz.
             spectrograms: also give the log-mel pictures.
 
         Returns:
             One result a file or array, in order. What cannot be used has an `error`; the rest go
             on.
+
+        Raises:
+            InputError: `sample_rate` is no whole number above 0.
         """
         return list(self.stream(sources, sample_rate, spectrograms))
 
@@ -166,37 +187,42 @@ class Predictor:
         features = self._network.features
         if spectrograms and self._mel not in features:
             features = (*features, self._mel)
-        opened = self._open(sources, sample_rate or self._audio.sample_rate)
+        _check_rate(sample_rate)
+        opened = self._open(sources, sample_rate)
         # In float64, so that an exported network gives the same numbers.
         tracks = (
-            _Track(name, (clip_features(clip, features, np.float64) for clip in clips))
+            _Track(name, (encode_clip(clip, features, np.float64) for clip in clips))
             for name, clips in opened
         )
         unfinished = collections.deque()  # in the order asked for
         for track, clip, log_probs in self._run_network(_decode(tracks, unfinished)):
             track.log_probs.append(log_probs)
+            track.starts.append(clip.start)
             if spectrograms:
-                track.keep_mel(clip[self._mel.name])
+                mel = clip.features[self._mel.name]
+                track.keep_mel(mel, clip.start, self._audio.clip_seconds)
             while unfinished and unfinished[0].finished:
                 yield self._result(unfinished.popleft())
         yield from map(self._result, unfinished)
 
     def _open(
-        self, sources: Source | Iterable[Source], rate: int
-    ) -> Iterator[tuple[str, Iterator[np.ndarray]]]:
+        self, sources: Source | Iterable[Source], rate: int | None
+    ) -> Iterator[tuple[str, Iterator[audio.AudioClip]]]:
         """Names of sources, and their clips; nothing is read yet."""
-        settings = self._audio.sample_rate, self._audio.clip_samples
+        sample_rate = self._audio.sample_rate
+        clip_samples = self._audio.clip_samples
         arrays = itertools.count()
-        for source in [sources] if isinstance(sources, Source) else sources:
-            if isinstance(source, np.ndarray):
-                yield f"array {next(arrays)}", _array_clips(source, rate, *settings)
-            else:
+        for source in [sources] if _is_one(sources) else sources:
+            if isinstance(source, str | os.PathLike):
                 for path in find_files([source]):
-                    yield path, audio.read_clips(path, *settings)
+                    yield path, audio.read_clips(path, sample_rate, clip_samples)
+            else:
+                name = f"array {next(arrays)}"
+                yield name, _array_clips(source, rate, sample_rate, clip_samples)
 
     def _run_network(
-        self, clips: Iterator[tuple[_Track, dict]]
-    ) -> Iterator[tuple[_Track, dict, np.ndarray]]:
+        self, clips: Iterator[tuple[_Track, Clip]]
+    ) -> Iterator[tuple[_Track, Clip, np.ndarray]]:
         """Adds each clip's log-probabilities `[genres]`; one batch runs while the next is decoded.
 
         The last batch is filled up, so that there is one shape.
@@ -205,7 +231,7 @@ class Predictor:
         while batch := list(itertools.islice(clips, self._batch_size)):
             filled = batch + batch[-1:] * (self._batch_size - len(batch))
             stored = {
-                name: np.stack([clip[name] for _, clip in filled])
+                name: np.stack([clip.features[name] for _, clip in filled])
                 for name in self._network.module.inputs
             }
             running.append((batch, self._predict_step(self._variables, stored)))
@@ -229,6 +255,7 @@ class Predictor:
             ranking={self.genres[i]: float(np.exp(mean[i])) for i in np.argsort(-mean)},
             genres=self.genres,
             timeline=np.exp(log_probs),
+            starts=np.array(track.starts),
             clip_seconds=self._audio.clip_seconds,
             spectrogram=spectrogram,
             mel=self._mel if track.mels else None,
@@ -248,7 +275,7 @@ def find_files(paths: Iterable[str | os.PathLike]) -> Iterator[str]:
 
 def _decode(
     tracks: Iterable[_Track], unfinished: collections.deque
-) -> Iterator[tuple[_Track, dict[str, np.ndarray]]]:
+) -> Iterator[tuple[_Track, Clip]]:
     """Clips of all tracks, decoded by threads some chunks ahead; a track's clips are in order.
 
     Args:
@@ -279,27 +306,45 @@ def _decode(
             yield from ((track, clip) for clip in clips)
 
 
-def _next_clips(track: _Track) -> list[dict[str, np.ndarray]]:
+def _next_clips(track: _Track) -> list[Clip]:
     return list(itertools.islice(track.clips, _CHUNK))
 
 
 def _fetch(
-    batch: list[tuple[_Track, dict]], log_probs: jax.Array
-) -> Iterator[tuple[_Track, dict, np.ndarray]]:
+    batch: list[tuple[_Track, Clip]], log_probs: jax.Array
+) -> Iterator[tuple[_Track, Clip, np.ndarray]]:
     for (track, clip), row in zip(batch, np.asarray(log_probs), strict=False):
         yield track, clip, row
 
 
+def _is_one(sources: Any) -> bool:
+    """Whether this is one source, not several: a path, an array, or a rate with an array."""
+    if isinstance(sources, str | os.PathLike | np.ndarray | jax.Array):
+        return True
+    return (
+        isinstance(sources, tuple)
+        and len(sources) == 2
+        and isinstance(sources[0], int)
+        and isinstance(sources[1], np.ndarray | jax.Array)
+    )
+
+
 def _array_clips(
-    array: np.ndarray, rate: int, sample_rate: int, clip_samples: int
-) -> Iterator[np.ndarray]:
-    if array.ndim not in (1, 2) or not np.issubdtype(array.dtype, np.floating):
-        raise InputError(
-            f"{array.dtype} of shape {array.shape}: need floats, [samples] or [samples, channels]"
-        )
-    mono = array.reshape(len(array), -1 if array.size else 1).mean(axis=1, dtype=np.float32)
-    if not np.isfinite(mono).all():
-        raise InputError("holds samples that are not finite numbers")
-    if rate != sample_rate:
-        mono = soxr.resample(mono, rate, sample_rate, quality="HQ")
-    yield from audio.cut_clips([mono], sample_rate, clip_samples)
+    source: Any, rate: int | None, sample_rate: int, clip_samples: int
+) -> Iterator[audio.AudioClip]:
+    """The clips of an array, or of a rate with an array; anything else is an InputError."""
+    if _is_one(source) and isinstance(source, tuple):
+        rate, source = source
+        _check_rate(rate)
+    if not isinstance(source, np.ndarray | jax.Array):
+        raise InputError(f"{type(source).__name__}: need a path, an array, or (rate, array)")
+    if rate is None:
+        raise InputError("sample_rate is missing: an array does not tell it")
+    blocks = audio.array_blocks(np.asarray(source), rate, sample_rate)
+    yield from audio.cut_clips(blocks, sample_rate, clip_samples)
+
+
+def _check_rate(rate: int | None) -> None:
+    """Raises InputError for a rate that is no number above 0."""
+    if rate is not None and not (isinstance(rate, int | np.integer) and rate > 0):
+        raise InputError(f"sample_rate={rate!r}: need a whole number above 0, in Hz")

@@ -69,12 +69,13 @@ def _train(config, workdir, devices, process, processes, port):
     import jax
     from ml_collections import ConfigDict
 
-    from mgc_jax import cli, models, parallel, process
+    from mgc_jax import cli, models, parallel
     from mgc_jax.data.input_pipeline import open_dataset
+    from mgc_jax.process import set_up_logging
     from mgc_jax.training import loop
     from mgc_jax.training.network import Network
 
-    process.set_up_logging()
+    set_up_logging()
     if processes > 1:
         os.environ["JAX_COORDINATOR_ADDRESS"] = f"localhost:{port}"
         os.environ |= {"JAX_NUM_PROCESSES": str(processes), "JAX_PROCESS_ID": str(process)}

@@ -1,14 +1,17 @@
 """Decoding and clips, against librosa and by hand."""
 
+import fractions
 import os
 import struct
 import subprocess
 import sys
 
+import av
 import librosa
 import numpy as np
 import pytest
 import soundfile
+import soxr
 from conftest import write_audio
 
 from mgc_jax.data.audio import load_audio, read_blocks, read_clips
@@ -16,7 +19,7 @@ from mgc_jax.errors import InputError
 
 
 def clips_of(path, sample_rate=16000, clip_samples=160000):
-    return list(read_clips(path, sample_rate, clip_samples))
+    return [clip.samples for clip in read_clips(path, sample_rate, clip_samples)]
 
 
 @pytest.mark.parametrize(
@@ -58,11 +61,193 @@ def test_an_mp3_in_blocks_is_what_it_is_in_one_piece(tmp_path):
     np.testing.assert_allclose(np.concatenate(pieces), whole, atol=1e-7)
 
 
-def test_clips_follow_one_another_and_drop_the_tail(tmp_path):
-    samples = np.arange(2500, dtype=np.int16)
-    soundfile.write(tmp_path / "x.wav", samples, 1000)
-    first, second = clips_of(tmp_path / "x.wav", 1000, 1000)
-    np.testing.assert_array_equal(np.concatenate([first, second]) * 32768, samples[:2000])
+def test_clips_follow_one_another(tmp_path):
+    """A tail of half a clip is heard in one more clip, which ends with the file."""
+    for length, starts in ((2499, [0, 1000]), (2500, [0, 1000, 1500]), (3000, [0, 1000, 2000])):
+        samples = np.arange(100, 100 + length, dtype=np.int16)
+        soundfile.write(tmp_path / "x.wav", samples, 1000)
+        clips = list(read_clips(tmp_path / "x.wav", 1000, 1000))
+        assert [clip.start for clip in clips] == starts
+        assert [clip.number for clip in clips] == list(range(len(starts)))
+        for clip in clips:
+            expected = samples[clip.start : clip.start + 1000]
+            np.testing.assert_array_equal(clip.samples * 32768, expected)
+
+
+def test_fmas_clips_give_three(tmp_path):
+    """FMA's usual length is 1,321,967 samples at 44.1 kHz: 29.977 s."""
+    write_audio(tmp_path / "x.flac", 1_321_967 / 44100, 44100)
+    starts = [clip.start / 16000 for clip in read_clips(tmp_path / "x.flac", 16000, 160_000)]
+    assert starts == [0, 10, pytest.approx(19.977, abs=1e-3)]
+
+
+def test_clips_without_signal_are_passed_over_and_keep_their_number(tmp_path):
+    rng = np.random.default_rng(0)
+    music = rng.normal(size=10_000) * 0.1
+    # A step of 16 bits, dithered (triangular, two steps wide), is what recorders leave of silence.
+    dither = np.round(rng.uniform(-1, 1, 10_000) / 2 + rng.uniform(-1, 1, 10_000) / 2) / 32768
+    quiet = music * 10 ** (-66 / 20)  # -86 dBFS: 24-bit music may be so soft
+    parts = [music, np.zeros(10_000), dither, quiet, np.zeros(5_000)]
+    soundfile.write(tmp_path / "x.wav", np.concatenate(parts), 1000, subtype="FLOAT")
+    assert [clip.number for clip in read_clips(tmp_path / "x.wav", 1000, 10_000)] == [0, 3, 4]
+    soundfile.write(tmp_path / "x.wav", np.concatenate([np.zeros(15_000), dither]), 1000)
+    with pytest.raises(InputError, match="no signal: nothing but silence"):
+        list(read_clips(tmp_path / "x.wav", 1000, 10_000))
+
+
+def test_channels_that_cancel_each_other_are_heard(tmp_path):
+    sound = np.random.default_rng(0).normal(size=300_000) * 0.1
+    soundfile.write(tmp_path / "x.wav", np.stack([sound, -sound], axis=1), 16000, "FLOAT")
+    np.testing.assert_allclose(load_audio(tmp_path / "x.wav", 16000), sound, atol=1e-6)
+    # Wide stereo keeps its mean, as librosa has it.
+    wide = np.stack([sound, -0.9 * sound], axis=1)
+    soundfile.write(tmp_path / "x.wav", wide, 16000, "FLOAT")
+    np.testing.assert_allclose(load_audio(tmp_path / "x.wav", 16000), sound * 0.05, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale,says", [(32768.0, "divide by 32768"), (1e20, "no sound has these")])
+def test_floats_that_are_no_samples_are_refused(tmp_path, scale, says):
+    samples = np.random.default_rng(0).uniform(-1, 1, 160_000) * scale
+    soundfile.write(tmp_path / "x.wav", samples, 16000, subtype="DOUBLE")
+    with pytest.raises(InputError, match=f"samples up to .*{says}"):
+        clips_of(tmp_path / "x.wav")
+
+
+def without_first_frame(content: bytes) -> bytes:
+    """An MP3 without the frame that counts the others, as encoders write it into a pipe."""
+    assert b"Xing" in content[:64] or b"Info" in content[:64]
+    return content[content.index(content[:2], 64) :]
+
+
+def seconds_of(path) -> float:
+    return len(load_audio(path, 16000)) / 16000
+
+
+@pytest.mark.parametrize("rate", [16000, 44100])
+def test_mp3s_that_do_not_tell_their_length_are_read_whole(tmp_path, rate):
+    """Loud after silence: the first frame says little of how long it will be."""
+    sound = np.random.default_rng(0).normal(size=12 * rate) * 0.2
+    sound[: 6 * rate] = 0
+    options = {"format": "MP3", "bitrate_mode": "VARIABLE", "compression_level": 0.2}
+    soundfile.write(tmp_path / "x.mp3", sound, rate, **options)
+    content = (tmp_path / "x.mp3").read_bytes()
+    (tmp_path / "piped.mp3").write_bytes(without_first_frame(content))
+    assert seconds_of(tmp_path / "piped.mp3") == pytest.approx(12, abs=0.1)
+    # With a tag and a picture in front, and a tag at the end.
+    tag = b"ID3\x03\0\0" + bytes([0, 1, 0, 0]) + b"\0" * 16384
+    (tmp_path / "x.mp3").write_bytes(tag + without_first_frame(content) + b"TAG" + b" " * 125)
+    assert seconds_of(tmp_path / "x.mp3") == pytest.approx(12, abs=0.1)
+
+
+def test_joined_mp3s_are_read_whole(tmp_path):
+    options = {"format": "MP3", "bitrate_mode": "VARIABLE", "compression_level": 0.5}
+    rng = np.random.default_rng(0)
+    contents = []
+    for seconds in (4, 7):
+        soundfile.write(
+            tmp_path / "x.mp3", rng.normal(size=seconds * 22050) * 0.1, 22050, **options
+        )
+        contents.append((tmp_path / "x.mp3").read_bytes())
+    (tmp_path / "x.mp3").write_bytes(b"".join(contents))
+    assert seconds_of(tmp_path / "x.mp3") == pytest.approx(11, abs=0.15)
+    tags = b"TAG" + b"x" * 125  # is no second MP3
+    (tmp_path / "x.mp3").write_bytes(contents[0] + b"APETAGEX" + b"\xff\xfb" * 4000 + tags)
+    assert seconds_of(tmp_path / "x.mp3") == pytest.approx(4, abs=0.1)
+
+
+def test_flac_of_unknown_length(tmp_path):
+    write_audio(tmp_path / "x.flac", 11, 44100)
+    content = bytearray((tmp_path / "x.flac").read_bytes())
+    content[21] &= 0xF0  # STREAMINFO: 36 bits for the number of samples, 0 for unknown
+    content[22:26] = bytes(4)
+    (tmp_path / "x.flac").write_bytes(content)
+    assert seconds_of(tmp_path / "x.flac") == pytest.approx(11, abs=1e-3)
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_chained_streams_are_read_whole(tmp_path, subtype):
+    rng = np.random.default_rng(0)
+    content = b""
+    for seconds in (3, 5):
+        samples = rng.normal(size=seconds * 48000) * 0.1
+        soundfile.write(tmp_path / "x.ogg", samples, 48000, format="OGG", subtype=subtype)
+        content += (tmp_path / "x.ogg").read_bytes()
+    (tmp_path / "x.ogg").write_bytes(content)
+    assert seconds_of(tmp_path / "x.ogg") == pytest.approx(8, abs=0.1)
+
+
+def encode(path, codec, samples, rate):
+    """Writes `[channels, samples] float32` by FFmpeg's encoders."""
+    layout = "mono" if len(samples) == 1 else "stereo"
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream(codec, rate=rate, layout=layout)
+        stream.bit_rate = 128_000
+        stream.codec_context.open()  # some containers begin with what the encoder says then
+        size = stream.codec_context.frame_size or 4096
+        converter = av.AudioResampler(stream.codec_context.format.name, layout, rate)
+        for start in range(0, samples.shape[1], size):
+            part = np.ascontiguousarray(samples[:, start : start + size])
+            frame = av.AudioFrame.from_ndarray(part, "fltp", layout)
+            frame.sample_rate = rate
+            frame.time_base = fractions.Fraction(1, rate)
+            frame.pts = start
+            for piece in converter.resample(frame):
+                file.mux(stream.encode(piece))
+        file.mux(stream.encode(None))
+
+
+@pytest.mark.parametrize(
+    "name,codec,rate,tolerance",
+    [
+        ("x.m4a", "aac", 44100, 0.01),
+        ("x.m4a", "alac", 48000, 1e-4),
+        ("x.mp4", "aac", 16000, None),  # its end is padded
+        ("x.aac", "aac", 44100, None),
+        ("x.wma", "wmav2", 44100, None),
+        ("x.wv", "wavpack", 44100, 0.006),  # of 8 bits, by FFmpeg's encoder
+        ("x.tta", "tta", 32000, 0.006),
+        ("x.mka", "flac", 44100, 1e-4),
+        ("x.webm", "libopus", 48000, 0.01),
+        ("x.oga", "flac", 44100, 1e-4),
+    ],
+)
+@pytest.mark.parametrize("channels", [1, 2])
+def test_other_kinds_are_the_music_that_went_in(tmp_path, name, codec, rate, tolerance, channels):
+    """Under any name: the content tells what a file is."""
+    t = np.arange(5 * rate) / rate
+    sound = 0.3 * np.sin(2 * np.pi * (200 + 100 * t) * t) * np.minimum(1, 4 * t)
+    sound = sound.astype(np.float32)
+    encode(tmp_path / name, codec, np.stack([sound] * channels), rate)
+    path = (tmp_path / name).rename(tmp_path / "song.mp3")
+    expected = soxr.resample(sound, rate, 16000, quality="HQ")
+    found = load_audio(path, 16000)
+    assert len(found) == pytest.approx(len(expected), abs=1600)
+    size = min(len(found), len(expected))
+    if tolerance:
+        np.testing.assert_allclose(found[:size], expected[:size], atol=tolerance)
+        return
+    # The bare stream and WMA do not tell how many samples their encoder put before the first.
+    shifts = range(-800, 801) if name in ("x.aac", "x.wma") else [0]
+    middle = slice(8000, size - 8000)
+    shifted = [np.roll(found[:size], shift)[middle] for shift in shifts]
+    assert max(np.corrcoef(x, expected[middle])[0, 1] for x in shifted) > 0.98
+
+
+@pytest.mark.parametrize("kind", ["html", "text", "png", "jpeg", "noise", "frames"])
+def test_what_is_no_audio_is_refused(tmp_path, kind):
+    """Also where FFmpeg would find frames in it."""
+    noise = np.random.default_rng(1).bytes(300_000)
+    content = {
+        "html": b"<!DOCTYPE html><html><body>404</body></html>" * 50,
+        "text": b"#EXTM3U\nsong.mp3\n" * 200,
+        "png": b"\x89PNG\r\n\x1a\n" + noise,
+        "jpeg": b"\xff\xd8\xff\xe0\0\x10JFIF" + noise,
+        "noise": noise,
+        "frames": b"\0" + b"\xff\xfb\x90\x64" + noise,
+    }[kind]
+    (tmp_path / "song.mp3").write_bytes(content)
+    with pytest.raises(InputError):
+        clips_of(tmp_path / "song.mp3")
 
 
 def test_short_file_is_repeated(tmp_path):
@@ -155,7 +340,7 @@ def test_damaged_mp3_gives_the_whole_clips_before_the_damage(tmp_path):
     with pytest.raises(InputError, match="damaged after 2[0-9].. s: "):
         load_audio(tmp_path / "x.mp3", 16000)
     kept = clips_of(tmp_path / "x.mp3")
-    assert len(kept) == 2 and len(sound) == 3
+    assert len(kept) == 2 and len(sound) == 4
     np.testing.assert_array_equal(kept, sound[:2])
 
 

@@ -106,7 +106,8 @@ def test_data_that_changed_under_a_run_are_refused(run, monkeypatch):
     with pytest.raises(InputError, match="other data: .* 8 tracks in 24 clips.* there, .* now"):
         train_and_evaluate(config, workdir, training=True, command="x")
     # The checkpoint knows it too.
-    (workdir / "data.json").unlink()
+    changed_data = open_dataset(config, ("mel",)).fingerprint()
+    files.write_data(workdir, changed_data)
     config.num_epochs = 3
     with pytest.raises(InputError, match="are of a run on other data"):
         train_and_evaluate(config, workdir, training=True, command="x")
@@ -135,6 +136,8 @@ def test_workdirs_without_newer_keys_can_be_used(run):
     files.write_config(workdir, stored)
     (workdir / "data.json").unlink()
     check_workdir(workdir, config, new=True)
+    with pytest.raises(InputError, match="records of an older version.*it predicts"):
+        claim_workdir(workdir, Network.from_config(config, load_run(workdir).network.genres), {})
     assert load_run(workdir).network.config.augment.mixup_alpha == 0
 
 

@@ -16,6 +16,7 @@ from mgc_jax.data import audio
 from mgc_jax.data.features import make_features
 
 MEL, WAVEFORM = make_features(("mel", "waveform"), default.get_config())
+RATE = MEL.audio.sample_rate
 LOADERS = {
     "network.jax_export": """
 from jax import export
@@ -34,7 +35,7 @@ call = lambda clips: model.predict(clips).numpy()
 def clips(tmp_path_factory):
     path = tmp_path_factory.mktemp("export") / "song.flac"
     write_audio(path, 31.0)
-    return np.stack(list(audio.read_clips(path, MEL.audio.sample_rate, MEL.audio.clip_samples)))
+    return np.stack([clip.samples for clip in audio.read_clips(path, RATE, MEL.audio.clip_samples)])
 
 
 @pytest.fixture(scope="module")

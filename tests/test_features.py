@@ -71,8 +71,8 @@ def test_files_equal_librosa_from_end_to_end(tmp_path, extension, rate, channels
         rate = 48000  # libvorbis
     path = tmp_path / f"x.{extension}"
     write_audio(path, 11, rate, channels)
-    (stored,) = iter_clips(str(path), (MEL, WAVEFORM))
-    (clip,) = read_clips(path, RATE, SAMPLES)
+    stored = next(iter_clips(str(path), (MEL, WAVEFORM))).features
+    clip = next(read_clips(path, RATE, SAMPLES)).samples
     waveform = librosa.load(path, sr=RATE)[0][:SAMPLES]
     expected = librosa_mel(waveform, MEL)
     np.testing.assert_allclose(clip, waveform, atol=1e-6)

@@ -27,7 +27,7 @@ from mgc_jax.errors import InputError
 
 
 def plain_records(config, split):
-    path = f"{config.data_dir}/fma_small/mel_waveform/1.0.0"
+    path = f"{config.data_dir}/fma_small/mel_waveform/2.0.0"
     records = tfds.as_numpy(tfds.builder_from_directory(path).as_dataset(split))
     return {(int(r["track_id"]), int(r["clip"])): r for r in records}
 
@@ -61,7 +61,7 @@ def test_any_shards_and_record_lengths(tmp_path):
     ]
     write_clips(config, clips, shards=7)
     split, records = open_dataset(config, ("waveform", "mel")).splits["train"], {}
-    folder = tmp_path / "fma_small" / "mel_waveform" / "1.0.0"
+    folder = tmp_path / "fma_small" / "mel_waveform" / "2.0.0"
     assert len(list(folder.glob("*.tfrecord-*"))) == 7
     for record in tfds.as_numpy(tfds.builder_from_directory(folder).as_dataset("train")):
         records[int(record["clip"])] = record
@@ -85,7 +85,7 @@ def write_clips(config, clips, shards):
     tfds.dataset_builders.store_as_tfds_dataset(
         name="fma_small",
         config="mel_waveform",
-        version="1.0.0",
+        version="2.0.0",
         data_dir=config.data_dir,
         features=tfds.features.FeaturesDict(
             tensors | labels | {"track_id": np.int64, "clip": np.int64}
@@ -93,7 +93,7 @@ def write_clips(config, clips, shards):
         split_datasets={"train": enumerate(clips)},
         download_config=tfds.download.DownloadConfig(num_shards=shards),
     )
-    metadata = Path(config.data_dir) / "fma_small/mel_waveform/1.0.0/metadata.json"
+    metadata = Path(config.data_dir) / "fma_small/mel_waveform/2.0.0/metadata.json"
     metadata.write_text(json.dumps({"settings": settings_of(features)}))
 
 
@@ -377,5 +377,5 @@ def test_data_in_a_bucket_is_copied_first(own_data, tmp_path, monkeypatch):
         shard.write_bytes(other.read_bytes())
         assert not np.array_equal(gather(), expected)
         assert read == [shard.name]
-    copies = cache / "mgc_jax/data/gs/bucket/fma_small/mel_waveform/1.0.0"
+    copies = cache / "mgc_jax/data/gs/bucket/fma_small/mel_waveform/2.0.0"
     assert (copies / shard.name).read_bytes() == other.read_bytes()

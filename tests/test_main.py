@@ -21,9 +21,9 @@ from mgc_jax.models import MODELS
 ROOT = Path(__file__).parents[1]
 
 
-def call(module, *arguments, cwd=ROOT):
+def call(module, *arguments, cwd=ROOT, env=None):
     command = [sys.executable, "-m", f"mgc_jax.{module}", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
 
 
 def start(command, **environment):

@@ -12,6 +12,7 @@ import termios
 import tracemalloc
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
@@ -20,6 +21,7 @@ from conftest import ROOT, call, write_audio
 import mgc_jax
 from mgc_jax.data.clips import iter_clips
 from mgc_jax.errors import InputError
+from mgc_jax.timeline import plot_timeline
 from mgc_jax.training.network import load_run
 
 
@@ -44,7 +46,7 @@ def music(tmp_path_factory):
 def by_hand(workdir, path):
     """One file's clips through the network, without batches; log-probabilities."""
     network, variables, _ = load_run(workdir)
-    mel = np.stack([clip["mel"] for clip in iter_clips(str(path), network.features)])
+    mel = np.stack([clip.features["mel"] for clip in iter_clips(str(path), network.features)])
     logits = network.module.apply(variables, mel / np.float32(255) * 2 - 1, train=False)
     return np.asarray(jax.nn.log_softmax(logits))
 
@@ -54,7 +56,7 @@ def test_files_share_batches_and_get_their_own_clips(workdir, music, batch_size)
     found = mgc_jax.load(workdir, batch_size).predict([music])
     names = [os.path.relpath(result.source, music) for result in found]
     assert names == ["a/one.mp3", "a/two.flac", "b/deep/long.ogg", "b/short.wav", "bad.mp3"]
-    assert [len(result.timeline) for result in found] == [1, 2, 9, 1, 0]
+    assert [len(result.timeline) for result in found] == [1, 3, 9, 1, 0]
     for result in found[:-1]:
         expected = by_hand(workdir, result.source)
         np.testing.assert_allclose(result.timeline, np.exp(expected), atol=1e-5)
@@ -75,14 +77,70 @@ def test_arrays_are_as_files(network, tmp_path):
     assert of_array.source == "array 0" and len(of_array.timeline) == 2
     (of_mono,) = network.predict(array.mean(axis=1), sample_rate=rate)
     np.testing.assert_allclose(of_mono.timeline, of_file.timeline, atol=1e-4)
-    errors = [
-        result.error
-        for result in network.predict(
-            [np.zeros(100), np.zeros(16000, np.int16), np.full(16000, np.nan), np.zeros((0, 2))]
-        )
+    np.testing.assert_allclose(of_file.starts, [0, 10])
+
+
+def test_arrays_as_people_have_them(network):
+    """Channels first or last, integers, JAX's, with their rate; what is none has an error."""
+    rng = np.random.default_rng(0)
+    sound = (rng.normal(size=(2, 12 * 22050)) * 0.1).clip(-1, 1).astype(np.float32)
+    same = [
+        (22050, sound.T),
+        (22050, sound),
+        (22050, jnp.asarray(sound.mean(axis=0))),
+        (22050, np.round(sound * 32768).clip(-32768, 32767).astype(np.int16)),
+        (22050, np.round(sound.T * 2.0**31).clip(-(2**31), 2**31 - 1).astype(np.int32)),
     ]
-    for error, says in zip(errors, ["too short", "int16", "not finite", "too short"], strict=True):
-        assert says in error
+    timelines = [result.timeline for result in network.predict(same)]
+    for timeline in timelines:
+        np.testing.assert_allclose(timeline, timelines[0], atol=2e-3)
+    (pair,) = network.predict((22050, sound))  # one source, not two
+    np.testing.assert_array_equal(pair.timeline, timelines[1])
+
+    bad = {
+        "too short": np.full(100, 0.1),
+        "not finite": np.full(16000, np.nan),
+        "uint8 of shape": np.zeros(16000, np.uint8),
+        "which axis is time": np.zeros((40, 40)),
+        "40 channels: 32 at most": np.zeros((40, 16000)),
+        "no signal": np.zeros(16000),
+        "divide by 32768": rng.normal(size=16000) * 9000,
+        "float: need a path, an array": 0.5,
+        "NoneType: need a path": None,
+        "http:// cannot be opened": "http://example.org/song.mp3",
+        "cannot be opened": "a\0b.mp3",
+        "sample_rate=0": (0, sound),
+    }
+    results = network.predict([*bad.values(), (22050, sound)], sample_rate=16000)
+    for result, says in zip(results, bad, strict=False):
+        assert result.error and says in result.error, (result.error, says)
+    assert results[-1].error is None
+    assert "sample_rate is missing" in network.predict(sound)[0].error
+    for rate in (0, -1, 1.5):
+        with pytest.raises(InputError, match="need a whole number above 0"):
+            network.predict(sound, sample_rate=rate)
+    with pytest.raises(InputError, match="no spectrogram to draw"):
+        plot_timeline(pair)
+
+
+def test_silence_has_no_vote(network, tmp_path):
+    """Music with an hour's quarter of silence after it is told by the music alone."""
+    rng = np.random.default_rng(0)
+    music = rng.normal(size=20 * 16000) * 0.1
+    soundfile.write(tmp_path / "music.flac", music, 16000)
+    long = np.concatenate([music, np.zeros(60 * 16000), music])
+    soundfile.write(tmp_path / "long.flac", long, 16000)
+    short, padded = network.predict([tmp_path], spectrograms=True)[::-1]
+    assert [short.source[-10:], padded.source[-9:]] == ["music.flac", "long.flac"]
+    np.testing.assert_array_equal(padded.starts, [0, 10, 80, 90])
+    np.testing.assert_allclose(padded.timeline[:2], short.timeline, atol=1e-5)
+    for genre, share in short.ranking.items():
+        assert padded.ranking[genre] == pytest.approx(share, abs=1e-4)
+    # The picture has the silence in it: 100 s, of which 60 s are at the lowest level.
+    quiet = (padded.spectrogram == padded.spectrogram.min()).all(axis=1).mean()
+    assert quiet == pytest.approx(0.6, abs=0.02)
+    figure = plot_timeline(padded)
+    assert figure.axes[0].images[0].get_extent()[1] == 100
 
 
 def test_nothing_compiles_after_the_first_batch(workdir, music):
@@ -226,8 +284,9 @@ def test_table_with_timeline_and_a_bar_on_a_terminal(workdir, music):
     os.close(other_end)
     os.close(terminal)
     lines = done.stdout.splitlines()
-    assert len(lines) == 1 + 3 + 2
-    assert [line.split()[0] for line in lines[4:]] == ["0:00", "0:10"]
+    assert len(lines) == 1 + 3 + 3
+    # The last clip of the file's 25 s ends with it.
+    assert [line.split()[0] for line in lines[4:]] == ["0:00", "0:10", "0:15"]
 
 
 @pytest.mark.parametrize(

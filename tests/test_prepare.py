@@ -128,22 +128,22 @@ def test_bad_tracks_are_skipped_counted_and_listed(damaged_corpus):
     (line,) = failed.stderr.splitlines()
     assert line.startswith("error: 13 of 20 tracks cannot be used")
     assert len(read_skipped(folder)) == 13
-    assert not (folder / "1.0.0").exists()
+    assert not (folder / "2.0.0").exists()
     assert len(files_of(folder / "clips.incomplete")) == 7
 
     done = run_command(*flags[:2], "--max_skipped=0.7")
     assert done.returncode == 0, done.stderr
     assert "7 tracks were decoded before" in done.stderr
     assert "7 of 20 tracks, 7 clips; 13 skipped, see skipped.csv" in done.stderr
-    skipped = read_skipped(folder / "1.0.0")
+    skipped = read_skipped(folder / "2.0.0")
     assert len(skipped) == 13
     for i, (_, reason) in enumerate(BAD.items(), 101):
         assert skipped[f"{i:06d}.mp3"].startswith(reason)
     assert skipped["000300.mp3"] == "no top genre in tracks.csv"
     assert skipped["000010.mp3"] == "duplicate id 10 in tracks.csv"
     assert skipped["000999.mp3"] == "not in tracks.csv"
-    assert [path.name for path in sorted(folder.iterdir())] == [".lock", "1.0.0"]
-    builder = tfds.builder_from_directory(folder / "1.0.0")
+    assert [path.name for path in sorted(folder.iterdir())] == [".lock", "2.0.0"]
+    builder = tfds.builder_from_directory(folder / "2.0.0")
     records = tfds.as_numpy(builder.as_dataset("train+validation+test"))
     assert {int(r["track_id"]) for r in records} == {10, 20, 30, 40, 50, 60, 200}
 
@@ -194,10 +194,10 @@ def undisturbed(music, tmp_path_factory):
 
 
 def test_folders_of_genres(music, undisturbed):
-    builder = tfds.builder_from_directory(undisturbed / "mel/1.0.0")
+    builder = tfds.builder_from_directory(undisturbed / "mel/2.0.0")
     assert builder.info.features["label"].names == ["Hip Hop ♫", "blues"]
     expected = {track.track_id: track for track in read_folder(music).tracks}
-    with open(undisturbed / "mel/1.0.0/tracks.csv", newline="", encoding="utf-8") as file:
+    with open(undisturbed / "mel/2.0.0/tracks.csv", newline="", encoding="utf-8") as file:
         listed = {int(row["track_id"]): row for row in csv.DictReader(file)}
     assert listed.keys() == expected.keys()
     for split in builder.info.splits:
@@ -218,7 +218,7 @@ def start(music, undisturbed):
     """Starts a preparation of the music as a process that can be killed."""
     context = multiprocessing.get_context("forkserver")  # which imports TensorFlow once
     context.set_forkserver_preload(["mgc_jax.data.builders"])
-    deviation = tfds.builder_from_directory(undisturbed / "mel/1.0.0").info.metadata
+    deviation = tfds.builder_from_directory(undisturbed / "mel/2.0.0").info.metadata
     deviation = dict(deviation["librosa_deviation"])
 
     def start(data_dir, workers):
@@ -258,7 +258,7 @@ def test_killed_at_random_points_it_goes_on_and_ends_with_the_same_bytes(
         process.kill()
         process.join()
         before, done = done, finished(folder)
-        if (folder / "1.0.0").exists():
+        if (folder / "2.0.0").exists():
             break
         kills.append(len(done))
         delay += rng.uniform(0, 0.1)
@@ -312,7 +312,7 @@ def test_a_changed_file_is_decoded_again(music, tmp_path):
     write_audio(changed, 25, 22050, seed=8)
     preparation.prepare(config, ("mel",), audio_dir=tmp_path / "music", max_skipped=0)
     records = open_dataset(config, ("mel",)).splits.values()
-    assert sum(len(split) for split in records) == 41 + 1
+    assert sum(len(split) for split in records) == 41 + 2
 
 
 @pytest.mark.skipif(" " in sys.executable, reason="Beam starts no Python whose path has a space")
@@ -328,10 +328,10 @@ def test_beam_writes_the_same_records(music, undisturbed, tmp_path):
         beam_runner="DirectRunner",
         beam_options="direct_num_workers=2,direct_running_mode=multi_processing",
     )
-    folder = tmp_path / "audio_folder/mel/1.0.0"
+    folder = tmp_path / "audio_folder/mel/2.0.0"
     assert read_skipped(folder) == {"bad.wav": "empty file"}
     found, expected = (
-        tfds.builder_from_directory(path) for path in (folder, undisturbed / "mel/1.0.0")
+        tfds.builder_from_directory(path) for path in (folder, undisturbed / "mel/2.0.0")
     )
     for name in ("splits", "settings", "librosa_deviation"):
         assert found.info.metadata[name] == expected.info.metadata[name]
@@ -378,7 +378,7 @@ def test_copies_are_found_by_their_sound(library, tmp_path):
     for workers in (1, 2):
         config = folder_config(tmp_path / f"out{workers}")
         preparation.prepare(config, ("mel",), audio_dir=library, workers=workers)
-        folder = Path(config.data_dir) / "audio_folder/mel/1.0.0"
+        folder = Path(config.data_dir) / "audio_folder/mel/2.0.0"
         listed.append(read_skipped(folder))
         with open(folder / "tracks.csv", newline="") as file:
             kept = {Path(row["path"]).name for row in csv.DictReader(file)}
@@ -402,7 +402,7 @@ def test_records_are_tied_to_their_source(library, tmp_path, caplog, monkeypatch
     # Another collection below the same folder has a name of its own.
     config.name = "jazzclub"
     preparation.prepare(config, ("mel",), audio_dir=library, workers=2)
-    assert (tmp_path / "out/jazzclub/mel/1.0.0/dataset_info.json").exists()
+    assert (tmp_path / "out/jazzclub/mel/2.0.0/dataset_info.json").exists()
     assert open_dataset(config, ("mel",)).genres == ["blues", "rock"]
     for name in ("demo", "Jazz Club", "9"):
         config.name = name

@@ -4,4 +4,4 @@ Nothing is imported here: worker processes import the light modules of this pack
 """
 
 # Of the records' format: the last folder of a data set's path.
-VERSION = "1.0.0"
+VERSION = "2.0.0"

@@ -1,56 +1,57 @@
 """Audio files to mono waveforms at one rate, block by block, and to clips of one length.
 
-Reads with soundfile and resamples with soxr, which gives what `librosa.load(path, sr=rate)` gives,
-faster and in bounded memory.
+What libsndfile decodes and soxr resamples is what `librosa.load(path, sr=rate)` gives, faster and
+in bounded memory.
 Imports nothing heavy: worker processes start with it.
 """
 
-import contextlib
 import os
-import re
-import stat
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
-import soundfile
 import soxr
 
+from mgc_jax.data.decoders import DamagedError, open_audio
 from mgc_jax.errors import InputError
 
-# What libsndfile reads; folders are searched for these.
+# Folders are searched for these.
 EXTENSIONS = frozenset(
-    {".mp3", ".flac", ".ogg", ".oga", ".opus", ".wav", ".aif", ".aiff", ".aifc", ".au"}
+    ".mp3 .mp2 .flac .ogg .oga .opus .wav .wave .w64 .rf64 .aif .aiff .aifc .au .snd .caf "
+    ".m4a .m4b .mp4 .aac .wma .asf .ape .wv .tta .mpc .mka .webm".split()
 )
 MIN_SECONDS = 1.0
 _RATES = (1_000, 768_000)  # Hz; what lies outside is a damaged header
-_BLOCK_SAMPLES = 2**17  # of all channels together: small enough for the processor's cache
-# A header that announces this much more than there is tells of a file cut off; some are estimates.
-_CUT_OFF = 0.9
-# Programs that cannot know a WAV's length when they begin it write a number from here on.
-_UNKNOWN_LENGTH = 0x7FFF0000
+# A clip whose root mean square is below one step of 16-bit audio (-90.3 dBFS) has no signal: what
+# silence holds after dithering to 16 bits is half of that, and a log-mel of it is rounding noise.
+_SILENCE = 1 / 32768
+# Channels whose mean has less than a millionth (-60 dB) of their power cancel each other.
+_CANCELLED = 1e-6
+_MOST_CHANNELS = 32  # of an array; more is another axis
+_LARGEST_SAMPLE = 8.0  # decoders overshoot by some; floats in the range of integers are far above
 
 
-class _DamagedError(InputError):
-    """Decoding ended before the file's end; what came before is sound."""
+class AudioClip(NamedTuple):
+    """A clip of a track.
 
-
-class _Stream(soundfile.SoundFile):
-    """A file that is read once, from its start to its end.
-
-    soundfile seeks after every read to the place where it is, and libsndfile decodes some MP3s
-    differently from there.
+    Attributes:
+        number: of the clip in its track, from 0; clips without signal are passed over, and keep
+            their number.
+        start: in samples from the start of the track.
+        samples: `[clip_samples] float32`.
     """
 
-    def seekable(self) -> bool:
-        return False
+    number: int
+    start: int
+    samples: np.ndarray
 
 
 def read_blocks(path: str | os.PathLike, sample_rate: int) -> Iterator[np.ndarray]:
     """Decodes a file of any rate and channel count to a mono waveform, in bounded memory.
 
     Args:
-        path: any file that libsndfile reads (MP3, FLAC, OGG, WAV, AIFF, ...), local or with a
-            scheme that etils.epath knows (`gs://`).
+        path: any file that libsndfile reads (MP3, FLAC, OGG, WAV, AIFF, ...) or FFmpeg (M4A, WMA,
+            ...), local or with a scheme that etils.epath knows (`gs://`).
         sample_rate: rate of the result, in Hz.
 
     Yields:
@@ -59,45 +60,32 @@ def read_blocks(path: str | os.PathLike, sample_rate: int) -> Iterator[np.ndarra
 
     Raises:
         InputError: the file is missing, empty, not a regular file, unreadable, cut off, or holds
-            samples that are not finite.
+            samples that are not finite or beyond 8.
     """
-    with _open(path) as file:
-        if not _RATES[0] <= file.samplerate <= _RATES[1]:
-            raise InputError(f"sample rate of {file.samplerate} Hz")
-        block_frames = max(1, _BLOCK_SAMPLES // file.channels)
-        block = np.empty((block_frames, file.channels), np.float32)
-        mono = np.empty(block_frames, np.float32)
+    with open_audio(path) as decoded:
+        if not _RATES[0] <= decoded.rate <= _RATES[1]:
+            raise InputError(f"sample rate of {decoded.rate} Hz")
         resampler = None
-        if file.samplerate != sample_rate:
+        if decoded.rate != sample_rate:
             resampler = soxr.ResampleStream(
-                file.samplerate, sample_rate, 1, dtype="float32", quality="HQ"
+                decoded.rate, sample_rate, 1, dtype="float32", quality="HQ"
             )
-        decoded = produced = 0
-        while True:
-            try:
-                frames = len(file.read(min(block_frames, file.frames - decoded), out=block))
-            except soundfile.SoundFileError as error:
-                seconds = decoded / file.samplerate
-                raise _DamagedError(f"damaged after {seconds:.1f} s: {_reason(error)}") from None
-            if not frames:
-                break
-            decoded += frames
-            piece = _mix_to_mono(block[:frames], mono[:frames])
-            if not np.isfinite(piece).all():
-                raise InputError("holds samples that are not finite numbers")
+        frames = produced = 0
+        mono = np.empty(0, np.float32)
+        for block in decoded.blocks:
+            if len(mono) < len(block):
+                mono = np.empty(len(block), np.float32)
+            frames += len(block)
+            piece = mix_to_mono(block, mono[: len(block)])
+            check_samples(piece)
             piece = resampler.resample_chunk(piece) if resampler else piece.copy()
             produced += len(piece)
             yield piece
         if resampler:
             # librosa's length, whatever the resampler's own rounding.
-            left = int(np.ceil(decoded * (sample_rate / file.samplerate))) - produced
+            left = int(np.ceil(frames * (sample_rate / decoded.rate))) - produced
             piece = resampler.resample_chunk(mono[:0], last=True)[: max(0, left)]
             yield np.pad(piece, (0, max(0, left - len(piece))))
-        if decoded < _CUT_OFF * (announced := _announced_frames(file)):
-            seconds = [frames / file.samplerate for frames in (decoded, announced)]
-            raise InputError(
-                "cut off: {:.1f} s of the {:.1f} s that its header announces".format(*seconds)
-            )
 
 
 def load_audio(path: str | os.PathLike, sample_rate: int) -> np.ndarray:
@@ -105,13 +93,13 @@ def load_audio(path: str | os.PathLike, sample_rate: int) -> np.ndarray:
     return np.concatenate([np.zeros(0, np.float32), *read_blocks(path, sample_rate)])
 
 
-def read_clips(
-    path: str | os.PathLike, sample_rate: int, clip_samples: int
-) -> Iterator[np.ndarray]:
-    """Cuts a file into whole clips that follow one another from its start, in bounded memory.
+def read_clips(path: str | os.PathLike, sample_rate: int, clip_samples: int) -> Iterator[AudioClip]:
+    """Cuts a file into clips, in bounded memory.
 
-    A tail shorter than a clip is dropped; a file shorter than one clip is repeated until it fills
-    it. Of a damaged file, the whole clips before the damage are given, if there are any.
+    Whole clips follow one another from the start. When at least half a clip is left after them, one
+    more ends at the end of the file; a shorter tail is dropped. A file shorter than one clip is
+    repeated until it fills it. Of a damaged file, the whole clips before the damage are given, if
+    there are any. Clips without signal are passed over.
 
     Args:
         path: as for `read_blocks`.
@@ -119,92 +107,129 @@ def read_clips(
         clip_samples: length of a clip.
 
     Yields:
-        `[clip_samples] float32`, at least one clip.
+        At least one clip.
 
     Raises:
-        InputError: as `read_blocks`, or the file is shorter than one second.
+        InputError: as `read_blocks`, or the file is shorter than one second, or without signal.
     """
     return cut_clips(read_blocks(path, sample_rate), sample_rate, clip_samples)
 
 
 def cut_clips(
     blocks: Iterable[np.ndarray], sample_rate: int, clip_samples: int
-) -> Iterator[np.ndarray]:
+) -> Iterator[AudioClip]:
     """As `read_clips`, for a waveform in pieces `[samples] float32` of any length.
 
     Examples:
         >>> blocks = [np.ones(30, np.float32), np.ones(25, np.float32)]
-        >>> [len(clip) for clip in cut_clips(blocks, sample_rate=10, clip_samples=20)]
-        [20, 20]
+        >>> clips = cut_clips(blocks, sample_rate=10, clip_samples=20)
+        >>> [(clip.number, clip.start) for clip in clips]
+        [(0, 0), (1, 20), (2, 35)]
     """
-    clip = np.empty(clip_samples, np.float32)
-    filled = 0
+    heard = False
     count = 0
+    for clip in _cut(blocks, sample_rate, clip_samples):
+        count += 1
+        if has_signal(clip.samples):
+            heard = True
+            yield clip
+    if not heard:
+        raise InputError("no signal: nothing but silence in it")
+
+
+def _cut(blocks: Iterable[np.ndarray], sample_rate: int, clip_samples: int) -> Iterator[AudioClip]:
+    """All clips, also those without signal."""
+    clip = np.empty(clip_samples, np.float32)
+    previous = clip
+    filled = count = 0
     try:
         for block in blocks:
             while len(block):
                 part = block[: clip_samples - filled]
                 clip[filled : filled + len(part)] = part
-                filled = filled + len(part)
+                filled += len(part)
                 block = block[len(part) :]
                 if filled == clip_samples:
-                    yield clip
+                    yield AudioClip(count, count * clip_samples, clip)
+                    previous = clip
                     clip = np.empty(clip_samples, np.float32)
                     filled = 0
-                    count = count + 1
-    except _DamagedError:
+                    count += 1
+    except DamagedError:
         if not count:
             raise
+        return
     if not count:
         if filled < MIN_SECONDS * sample_rate:
             seconds = filled / sample_rate
             raise InputError(f"too short: {seconds:.2f} s of audio, need {MIN_SECONDS:g} s")
-        yield np.resize(clip[:filled], clip_samples)
+        yield AudioClip(0, 0, np.resize(clip[:filled], clip_samples))
+    elif 2 * filled >= clip_samples:
+        last = np.concatenate([previous[filled:], clip[:filled]])
+        yield AudioClip(count, count * clip_samples + filled - clip_samples, last)
 
 
-@contextlib.contextmanager
-def _open(path: str | os.PathLike) -> Iterator[_Stream]:
-    """Opens what is certainly a file: opening a named pipe would wait for ever."""
-    path = os.fspath(path)
-    with contextlib.ExitStack() as stack:
-        try:
-            if "://" in path:
-                from etils import epath
+def array_blocks(array: np.ndarray, rate: int, sample_rate: int) -> list[np.ndarray]:
+    """Samples as people have them, as `read_blocks` gives a file's.
 
-                file = stack.enter_context(epath.Path(path).open("rb"))
-            else:
-                status = os.stat(path)
-                if not stat.S_ISREG(status.st_mode):
-                    raise InputError("not a regular file")
-                if not status.st_size:
-                    raise InputError("empty file")
-                file = stack.enter_context(open(path, "rb")).fileno()
-            stream = stack.enter_context(_Stream(file, closefd=False))
-        except FileNotFoundError:
-            raise InputError("no such file") from None
-        except OSError as error:
-            raise InputError(f"cannot be opened: {error.strerror or error}") from None
-        except soundfile.SoundFileError as error:
-            raise InputError(f"cannot be decoded: {_reason(error)}") from None
-        yield stream
+    Args:
+        array: `[samples]`, `[samples, channels]` or `[channels, samples]`: the longer axis is time.
+            Floats in [-1, 1], or int16 or int32 over their whole range.
+        rate: of the array, in Hz.
+        sample_rate: of the result, in Hz.
 
-
-def _reason(error: soundfile.SoundFileError) -> str:
-    return getattr(error, "error_string", str(error)).removeprefix("Error : ").rstrip(".")
-
-
-def _announced_frames(file: _Stream) -> float:
-    """The length by the header. libsndfile corrects a WAV's, and says so in its log alone."""
-    claim = re.search(r"data : (\d+) \(should be (\d+)\)", file.extra_info)
-    if claim and int(claim[1]) < _UNKNOWN_LENGTH:
-        return file.frames * int(claim[1]) / max(1, int(claim[2]))
-    return file.frames
+    Raises:
+        InputError: another type, shape or range.
+    """
+    if array.dtype in (np.int16, np.int32):
+        array = array.astype(np.float32) / -float(np.iinfo(array.dtype).min)
+    if array.ndim not in (1, 2) or not np.issubdtype(array.dtype, np.floating):
+        raise InputError(
+            f"{array.dtype} of shape {array.shape}: need floats, int16 or int32, [samples] or "
+            "[samples, channels]"
+        )
+    if array.ndim == 1:
+        array = array[:, None]
+    if array.shape[0] == array.shape[1] > 1:
+        raise InputError(f"shape {array.shape}: which axis is time?")
+    if array.shape[0] < array.shape[1]:
+        array = array.T
+    if array.shape[1] > _MOST_CHANNELS:
+        raise InputError(f"{array.shape[1]} channels: {_MOST_CHANNELS} at most")
+    samples = array.astype(np.float32, copy=False)
+    if samples.size == 0:
+        return []
+    mono = mix_to_mono(samples, np.empty(len(samples), np.float32))
+    check_samples(mono)
+    if rate != sample_rate:
+        mono = soxr.resample(mono, rate, sample_rate, quality="HQ")
+    return [mono]
 
 
-def _mix_to_mono(samples: np.ndarray, out: np.ndarray) -> np.ndarray:
+def has_signal(clip: np.ndarray) -> bool:
+    """Whether `[samples] float32` are more than silence: at least -90.3 dBFS (root mean square)."""
+    return bool(np.dot(clip, clip) >= len(clip) * _SILENCE**2)
+
+
+def check_samples(samples: np.ndarray) -> None:
+    """Raises InputError for floats `[samples]` that are not finite, or no samples in [-1, 1]."""
+    largest = np.abs(samples).max(initial=0.0)
+    if not np.isfinite(largest):
+        raise InputError("holds samples that are not finite numbers")
+    if largest > _LARGEST_SAMPLE:
+        raise InputError(
+            f"samples up to {largest:,.0f}: floats in int16's range; divide by 32768"
+            if largest < 2**16
+            else f"samples up to {largest:.3g}: no sound has these; floats should be in [-1, 1]"
+        )
+
+
+def mix_to_mono(samples: np.ndarray, out: np.ndarray) -> np.ndarray:
     """The mean of the channels, `[frames, channels]` to `[frames]`; in `out`, if there are several.
 
     Channel by channel, which is several times faster than `mean(axis=1)` on interleaved memory.
+    Where the channels cancel each other, as one of them with the other's sign turned does, the mean
+    would be silence: there the first one is taken, block by block.
     """
     channels = samples.shape[1]
     if channels == 1:
@@ -213,4 +238,7 @@ def _mix_to_mono(samples: np.ndarray, out: np.ndarray) -> np.ndarray:
     for channel in range(2, channels):
         out += samples[:, channel]
     out *= np.float32(1 / channels)
+    power = np.dot(out, out)
+    if power <= _CANCELLED * np.dot(samples[:, 0], samples[:, 0]) and has_signal(samples[:, 0]):
+        out[:] = samples[:, 0]
     return out

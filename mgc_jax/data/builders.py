@@ -184,8 +184,8 @@ class _SortingWriter(writer.ExampleWriter):
 def _examples_of(track: Track, clips_of: Callable[[Track], Iterable[Clip]]) -> Iterator[Example]:
     """A track's records, each with the key that decides on its place."""
     labels = {"label": track.genre, "track_id": track.track_id}
-    for i, clip in enumerate(clips_of(track)):
-        yield f"{track.track_id}_{i}", {**clip, **labels, "clip": i}
+    for clip in clips_of(track):
+        yield f"{track.track_id}_{clip.number}", clip.features | labels | {"clip": clip.number}
 
 
 class FmaSmall(ClipBuilder):

@@ -8,6 +8,8 @@ import hashlib
 import json
 import math
 import os
+import signal
+import struct
 from collections.abc import Iterator
 from importlib.metadata import version
 
@@ -17,10 +19,13 @@ from etils import epath
 from mgc_jax.data.clips import Clip, iter_clips
 from mgc_jax.data.features import Feature, settings_of
 
+_PATIENCE = 60  # s
+_PLACE = struct.Struct("<qd")  # number and start of a clip
+
 
 @dataclasses.dataclass(frozen=True)
 class ClipCache:
-    """One file a track: its clips' features, byte after byte.
+    """One file a track: of each clip its number and start, and its features, byte after byte.
 
     Attributes:
         folder: of all files.
@@ -51,10 +56,13 @@ class ClipCache:
             size = entry.stat().length
         except OSError:
             return False
-        return size > 0 and size % sum(self._sizes) == 0
+        return size > 0 and size % self._clip_bytes == 0
 
     def store(self, item: tuple[str, str]) -> None:
         """Decodes an audio file, and writes its clips all or none.
+
+        A decoder that gives no clip for a minute has its process ended by SIGALRM, which costs one
+        try of this file.
 
         Args:
             item: the file's path, and its entry.
@@ -68,30 +76,39 @@ class ClipCache:
         part = entry.with_suffix(f".{os.getpid()}.part")
         try:
             with part.open("wb") as file:
+                signal.alarm(_PATIENCE)
                 for clip in iter_clips(path, self.features):
+                    signal.alarm(_PATIENCE)
+                    file.write(_PLACE.pack(clip.number, clip.start))
                     for feature in self.features:
-                        file.write(np.ascontiguousarray(clip[feature.name]))
+                        file.write(np.ascontiguousarray(clip.features[feature.name]))
             part.replace(entry)
         finally:
+            signal.alarm(0)
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
 
     def load(self, entry: epath.Path) -> Iterator[Clip]:
         """Yields the clips of an entry, as `iter_clips` gave them."""
         with entry.open("rb") as file:
-            while content := file.read(sum(self._sizes)):
-                clip = {}
-                start = 0
+            while content := file.read(self._clip_bytes):
+                number, seconds = _PLACE.unpack_from(content)
+                features = {}
+                start = _PLACE.size
                 for feature, size in zip(self.features, self._sizes, strict=True):
                     values = np.frombuffer(content[start : start + size], feature.dtype)
-                    clip[feature.name] = values.reshape(feature.shape)
+                    features[feature.name] = values.reshape(feature.shape)
                     start += size
-                yield clip
+                yield Clip(number, seconds, features)
 
     def digest(self, entry: epath.Path) -> str:
         """A hash of an entry's first clip, equal where the decoded audio is."""
         with entry.open("rb") as file:
-            return hashlib.sha256(file.read(sum(self._sizes))).hexdigest()
+            return hashlib.sha256(file.read(self._clip_bytes)).hexdigest()
+
+    @property
+    def _clip_bytes(self) -> int:
+        return _PLACE.size + sum(self._sizes)
 
     @property
     def _sizes(self) -> list[int]:

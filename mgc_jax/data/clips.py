@@ -1,6 +1,7 @@
 """One audio file to its stored clips: decoding, clips and features."""
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from etils import epath
@@ -8,7 +9,19 @@ from etils import epath
 from mgc_jax.data import audio
 from mgc_jax.data.features import Feature, Mel
 
-Clip = dict[str, np.ndarray]
+
+class Clip(NamedTuple):
+    """A clip as it is stored.
+
+    Attributes:
+        number: of the clip in its track.
+        start: in s from the start of the track.
+        features: arrays by feature name.
+    """
+
+    number: int
+    start: float
+    features: dict[str, np.ndarray]
 
 
 def iter_clips(path: str, features: Sequence[Feature]) -> Iterator[Clip]:
@@ -19,21 +32,24 @@ def iter_clips(path: str, features: Sequence[Feature]) -> Iterator[Clip]:
         features: what to store of each clip.
 
     Yields:
-        A clip, by feature name; at least one.
+        At least one clip; those without signal are passed over.
 
     Raises:
         InputError: the file cannot be used; the message is the reason. It may come after clips.
     """
     settings = features[0].audio
     for clip in audio.read_clips(path, settings.sample_rate, settings.clip_samples):
-        yield clip_features(clip, features)
+        yield encode_clip(clip, features)
 
 
-def clip_features(
-    clip: np.ndarray, features: Sequence[Feature], precision: type[np.floating] = np.float32
+def encode_clip(
+    clip: audio.AudioClip,
+    features: Sequence[Feature],
+    precision: type[np.floating] = np.float32,
 ) -> Clip:
-    """The stored features of one clip `[samples] float32`, by name."""
-    return {feature.name: feature.encode(clip, precision) for feature in features}
+    """A clip's stored features, computed in a precision (see `Feature.encode`)."""
+    encoded = {feature.name: feature.encode(clip.samples, precision) for feature in features}
+    return Clip(clip.number, clip.start / features[0].audio.sample_rate, encoded)
 
 
 def deviation_from_librosa(path: str, features: Sequence[Feature]) -> dict[str, float]:
@@ -50,12 +66,14 @@ def deviation_from_librosa(path: str, features: Sequence[Feature]) -> dict[str, 
     import librosa
 
     settings = features[0].audio
-    clip = next(audio.read_clips(path, settings.sample_rate, settings.clip_samples))
+    clips = audio.read_clips(path, settings.sample_rate, settings.clip_samples)
+    first = next(clips)
+    clip = first.samples
     with epath.Path(path).open("rb") as file:
         # One clip more, as the resampler looks ahead.
-        expected, _ = librosa.load(
-            file, sr=settings.sample_rate, duration=2 * settings.clip_seconds
-        )
+        seconds = (first.number + 2) * settings.clip_seconds
+        expected, _ = librosa.load(file, sr=settings.sample_rate, duration=seconds)
+        expected = expected[first.start :]
     # A file shorter than a clip is repeated.
     deviations = {"waveform": float(np.abs(clip - np.resize(expected, len(clip))).max())}
     for mel in features:

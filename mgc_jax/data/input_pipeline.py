@@ -332,6 +332,12 @@ def _find_records(config: ConfigDict, names: Sequence[str]) -> epath.Path:
     for path in [exact, *others]:
         if shards.exists(path / "dataset_info.json"):
             return path
+    for path in [exact, *others]:
+        if shards.exists(path.parent / "1.0.0" / "dataset_info.json"):
+            raise InputError(
+                f"{path.parent}/1.0.0 was prepared by a version that left out the tails of tracks: "
+                "prepare it again (and delete the old folder, if it is not needed)"
+            )
     raise InputError(
         f"no TFRecords in {exact}: make them with `python -m mgc_jax.prepare "
         "--config=... --audio_dir=...`, or let --config.data_dir name the folder that has them"
@@ -340,9 +346,6 @@ def _find_records(config: ConfigDict, names: Sequence[str]) -> epath.Path:
 
 def _check_settings(path: Path, stored: Mapping, wanted: Mapping) -> None:
     """Raises InputError where records were not made with the settings of the features to read."""
-    if "audio" not in stored:  # version 1.0.0: those of audio and mel in one
-        audio = {name: stored[name] for name in wanted["audio"]}
-        stored = {"audio": audio, "mel": {k: v for k, v in stored.items() if k not in audio}}
     differences = [
         f"{part}.{name} is {stored.get(part, {}).get(name)} there, {value} in the config"
         for part, settings in wanted.items()

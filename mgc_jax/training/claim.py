@@ -94,7 +94,12 @@ def claim_workdir(workdir: Path, network: Network, data: Mapping[str, str]) -> N
                 f"{workdir} was trained on the genres {genres}, the data set now has "
                 f"{list(network.genres)}"
             )
-        stored = files.read_data(workdir) or data
+        stored = files.read_data(workdir)
+        if stored is None:
+            raise InputError(
+                f"{workdir} was trained on records of an older version, without the tails of "
+                "tracks: it predicts, but cannot go on with these. Train anew in another --workdir"
+            )
         if stored["hash"] != data["hash"]:
             raise InputError(
                 f"{workdir} was trained on other data: {stored['summary']} there, "

@@ -43,7 +43,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, *, training: bool, com
         console.log.info("%s is read-only: these are the scores of its report", workdir)
         summarise(workdir, files.read_metrics(workdir, network.genres))
         return
-    if parallel.is_main():
+    if parallel.is_main() and training:
         claim_workdir(workdir, network, dataset.fingerprint())
     _announce(network, workdir, dataset)
     progress = loop.load_progress(workdir)
