@@ -26,7 +26,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines this command's flags."""
-    flags.DEFINE_string("workdir", None, "Workdir of the run whose best checkpoint predicts.")
+    cli.define_path("workdir", None, "Workdir of the run whose best checkpoint predicts.")
     flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; 0.0.0.0 is all.")
     flags.DEFINE_integer("port", 7860, "Port to listen at.", lower_bound=1, upper_bound=65535)
 

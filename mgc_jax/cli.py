@@ -51,6 +51,18 @@ def define_config() -> None:
     )
 
 
+class _PathParser(flags.ArgumentParser):
+    """A path, whose `~` no shell expands after a `=`."""
+
+    def parse(self, argument: str) -> str:
+        return os.path.expanduser(argument)
+
+
+def define_path(name: str, default: str | None, help_text: str) -> None:
+    """A flag that takes a path."""
+    flags.DEFINE(_PathParser(), name, default, help_text)
+
+
 def run(word: str) -> None:
     """Runs a command: parses flags, sets up logging, and ends as `exit_codes` does.
 
@@ -87,6 +99,10 @@ def exit_codes() -> Iterator[None]:
         yield
     except InputError as error:
         sys.exit(f"error: {error}")
+    except BrokenPipeError:
+        # Who read the output wants no more of it; Python would complain when it closes the stream.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)  # as a process that SIGPIPE ends
     except Interrupted as error:
         log.info("%s; the same command goes on", error)
         sys.exit(RESUME)
@@ -115,6 +131,8 @@ def _parse_flags(argv: list[str]) -> list[str]:
         raise InputError(f"{_one_line(error)} (see --help)") from None
     if "config" in flags.FLAGS:
         _check_config_keys(flags.FLAGS.config, default.get_config())
+        for key in ("data_dir", "init_from"):
+            flags.FLAGS.config[key] = os.path.expanduser(flags.FLAGS.config[key])
         flags.FLAGS.config.lock()
     return rest
 

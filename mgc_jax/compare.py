@@ -21,7 +21,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines this command's flags."""
-    flags.DEFINE_string(
+    cli.define_path(
         "output",
         None,
         "Page to write; the Markdown goes beside it, as .md. Default: comparison.html in the "

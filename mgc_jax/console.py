@@ -8,6 +8,17 @@ from tqdm import tqdm
 log = logging.getLogger("mgc_jax")
 
 
+def shown(text: str) -> str:
+    """A text from outside for a terminal: what does not print, such as line ends and the codes that
+    colour or erase, is written as an escape.
+
+    Examples:
+        >>> shown("two\\nlines")
+        'two\\\\nlines'
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def progress_bar(*, total: int, description: str, unit: str, leave: bool = True) -> tqdm:
     """A bar with rate and ETA: live on a terminal, a line every half minute in a log file."""
     live = sys.stderr.isatty()

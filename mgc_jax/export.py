@@ -23,7 +23,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines this command's flags."""
-    flags.DEFINE_string("workdir", None, "Workdir of the run whose best checkpoint is exported.")
+    cli.define_path("workdir", None, "Workdir of the run whose best checkpoint is exported.")
 
 
 def main(argv: list[str]) -> None:

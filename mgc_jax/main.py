@@ -26,7 +26,7 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Defines this command's flags."""
     cli.define_config()
-    flags.DEFINE_string(
+    cli.define_path(
         "workdir",
         None,
         "Folder of checkpoints, logs and report; default: runs/<name of the config>.",

@@ -30,7 +30,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines this command's flags."""
-    flags.DEFINE_string("workdir", None, "Workdir of the run whose best checkpoint predicts.")
+    cli.define_path("workdir", None, "Workdir of the run whose best checkpoint predicts.")
     flags.DEFINE_enum(
         "format",
         "table",
@@ -40,7 +40,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_integer("top", 3, "Genres that the table lists for each file.", lower_bound=1)
     flags.DEFINE_bool("timeline", False, "Genres over time too, clip by clip.")
-    flags.DEFINE_string(
+    cli.define_path(
         "plot", None, "Folder for a picture of each file: spectrogram and genres over time."
     )
     flags.DEFINE_integer("batch_size", 8, "Clips a step; changes the speed only.", lower_bound=1)
@@ -77,7 +77,8 @@ def main(argv: list[str]) -> None:
             with bar.external_write_mode():
                 if result.error is not None:
                     failed += 1
-                    print(f"error: {result.source}: {result.error}", file=sys.stderr)
+                    source = console.shown(result.source)
+                    print(f"error: {source}: {result.error}", file=sys.stderr)
                 _WRITERS[FLAGS.format](result, predictor.genres)
                 sys.stdout.flush()
             if FLAGS.plot and result.error is None:
@@ -90,7 +91,7 @@ def main(argv: list[str]) -> None:
 def _write_table(result: "Prediction", genres: tuple[str, ...]) -> None:
     if result.error is not None:
         return
-    print(result.source)
+    print(console.shown(result.source))
     for genre, probability in list(result.ranking.items())[: FLAGS.top]:
         print(f"  {probability:6.1%}  {genre}")
     if FLAGS.timeline:
@@ -118,7 +119,9 @@ def _write_json(result: "Prediction", genres: tuple[str, ...]) -> None:
 
 def _write_csv(result: "Prediction", genres: tuple[str, ...]) -> None:
     probabilities = [result.ranking.get(genre) for genre in genres]
-    row = [result.source, result.genre, *probabilities, result.error]
+    # A spreadsheet takes what begins so for a formula.
+    path = f"./{result.source}" if result.source.startswith(("=", "+", "-", "@")) else result.source
+    row = [path, result.genre, *probabilities, result.error]
     csv.writer(sys.stdout).writerow(row)
 
 
@@ -134,6 +137,7 @@ def _make_folder(path: str) -> None:
 
 def _save_plot(result: "Prediction", written: set[str]) -> None:
     """Writes `song.mp3.png`, or `song.mp3-2.png` where files of several folders share a name."""
+    from mgc_jax.results.page import no_glyph_warnings
     from mgc_jax.timeline import plot_timeline
 
     base = name = os.path.basename(result.source)
@@ -142,7 +146,9 @@ def _save_plot(result: "Prediction", written: set[str]) -> None:
             break
         name = f"{base}-{number}"
     written.add(name)
-    plot_timeline(result).savefig(os.path.join(FLAGS.plot, f"{name}.png"))
+    path = os.path.join(FLAGS.plot, f"{name}.png")
+    with no_glyph_warnings():
+        plot_timeline(result).savefig(path)
 
 
 if __name__ == "__main__":

@@ -23,29 +23,27 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Defines this command's flags."""
     cli.define_config()
-    flags.DEFINE_string(
+    cli.define_path(
         "audio_dir",
         None,
         "Folder of audio files; FMA: the one that holds 000/, 001/, ...; audio_folder and "
         "gtzan: the one that holds a folder for each genre.",
     )
-    flags.DEFINE_string(
-        "metadata_dir", None, "Folder of tracks.csv; default: fma_metadata beside it."
-    )
+    cli.define_path("metadata_dir", None, "Folder of tracks.csv; default: fma_metadata beside it.")
     flags.DEFINE_bool(
         "download",
         False,
         "Without --audio_dir: fetch FMA's archives into downloads/ in the data_dir, and unpack "
         "them.",
     )
-    flags.DEFINE_string(
+    cli.define_path(
         "splits_csv",
         None,
         "For audio_folder: a CSV with the columns path (below audio_dir) and split (train, "
         "validation, test); default: the first folders if they are named so, else 80/10/10 by a "
         "hash of the path.",
     )
-    flags.DEFINE_string(
+    cli.define_path(
         "labels_csv",
         None,
         "For audio_folder: a CSV with the columns path (below audio_dir), genre, and, if it "
@@ -71,7 +69,7 @@ def define_flags() -> None:
         lower_bound=0,
         upper_bound=1,
     )
-    flags.DEFINE_string("data_dir", None, "Where TFRecords go; default: config.data_dir.")
+    cli.define_path("data_dir", None, "Where TFRecords go; default: config.data_dir.")
     flags.DEFINE_integer("workers", os.cpu_count(), "Processes that decode audio.", lower_bound=1)
     flags.DEFINE_string(
         "beam_runner",

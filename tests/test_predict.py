@@ -300,3 +300,40 @@ def test_bad_use_is_one_line(workdir, arguments, says):
     done = call("predict", f"--workdir={workdir}", *arguments)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("error: ") and says in done.stderr
+
+
+@pytest.fixture
+def odd_names(music, tmp_path):
+    """Files whose names are formulas, codes of a terminal, and signs that matplotlib lacks."""
+    names = ["=1+1.mp3", "\x1b[31mred\nline.mp3", "$x_1$ <b>.mp3", "日本語.mp3"]
+    for name in names:
+        shutil.copy(music / "a" / "one.mp3", tmp_path / name)
+    return tmp_path
+
+
+def test_odd_names_are_shown_as_text(workdir, odd_names):
+    flags = (f"--workdir={workdir}", "--plot=plots")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(odd_names)}
+    names = ["--", *sorted(path.name for path in odd_names.glob("*.mp3"))]
+    table = call("predict", *flags, *names, cwd=odd_names, env=environment)
+    assert table.returncode == 0, table.stderr
+    assert "\x1b" not in table.stdout and "\\x1b[31mred\\nline.mp3\n" in table.stdout
+    assert table.stderr == "" or "Glyph" not in table.stderr
+    assert len(list((odd_names / "plots").iterdir())) == 4
+    found = call("predict", flags[0], "--format=csv", *names, cwd=odd_names, env=environment)
+    rows = list(csv.reader(io.StringIO(found.stdout)))
+    paths = {row[0] for row in rows[1:]}
+    assert "./=1+1.mp3" in paths and "日本語.mp3" in paths and len(paths) == 4
+
+
+def test_home_is_expanded_and_a_closed_pipe_is_quiet(workdir, music, tmp_path):
+    (tmp_path / "run").symlink_to(workdir)
+    environment = os.environ | {"HOME": str(tmp_path)}
+    command = (
+        f"{sys.executable} -m mgc_jax.predict --workdir=~/run '{music}/a' '{music}/b' | head -1"
+    )
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.endswith("one.mp3\n")
+    assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr

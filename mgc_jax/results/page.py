@@ -4,11 +4,13 @@ Everything that comes from data goes through `text` on its way into a page.
 """
 
 import base64
+import contextlib
 import html
 import io
 import math
 import numbers
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from matplotlib.figure import Figure
 
@@ -98,8 +100,17 @@ def _cell(value: object) -> str:
 def png(figure: Figure) -> bytes:
     """Draws a figure."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI, facecolor="white")
+    with no_glyph_warnings():
+        figure.savefig(buffer, format="png", dpi=_DPI, facecolor="white")
     return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def no_glyph_warnings() -> Iterator[None]:
+    """Draws names in scripts that matplotlib's font lacks as boxes, without a word on each."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        yield
 
 
 def _inches_wide(picture: bytes) -> float:
