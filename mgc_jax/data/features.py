@@ -25,8 +25,6 @@ from mgc_jax.errors import InputError, choices
 # power_to_db's floor: silence is 1e-10, so that a silent clip is 0 dB below its own maximum
 # everywhere, as in librosa.
 MIN_POWER = 1e-10
-# Where a log-mel's frequency axis is labelled, in Hz, as far as it reaches.
-_HZ_TICKS = (128, 512, 1024, 2048, 4096, 8000)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,25 +284,27 @@ class Mel(Feature):
         return f"log-mel of {self.frames} frames x {self.n_mels} bands"
 
     def plot(self, axes, values: np.ndarray, seconds: float | None = None) -> None:
-        """Draws `[frames, mels]` over seconds and Hz."""
+        """Draws `[frames, mels]` over seconds and Hz, on a mel scale."""
+        from librosa import display
+
         if seconds is None:
             seconds = len(values) * self.hop_length / self.audio.sample_rate
         low, high = self.limits
-        axes.imshow(
+        # The places of the frames' centres, from half a frame to half a frame before the end.
+        places = (np.arange(len(values)) + 0.5) * (seconds / len(values))
+        display.specshow(
             values.T,
-            origin="lower",
-            aspect="auto",
-            extent=(0, seconds, 0, self.n_mels),
+            x_coords=places,
+            x_axis="s",
+            y_axis="mel",
+            sr=self.audio.sample_rate,
+            fmax=self.audio.sample_rate / 2,
+            ax=axes,
+            cmap="magma",
             vmin=low,
             vmax=high,
-            cmap="magma",
         )
-        edges = mel_edges(self.audio.sample_rate, self.n_mels)
-        ticks = [hz for hz in _HZ_TICKS if hz <= edges[-1]]
-        # Filter m peaks at edge m + 1, and is drawn around m + 1/2.
-        places = np.interp(ticks, edges[1:-1], np.arange(self.n_mels) + 0.5)
-        axes.set_yticks(places, labels=[f"{hz:,}" for hz in ticks])
-        axes.set(ylabel="Hz")
+        axes.set(xlabel="")
 
     def _to_bytes(self, values, xp):
         low, high = self.limits

@@ -131,7 +131,7 @@ def examples_figure(examples: Examples) -> Figure:
         axes.yaxis.label.set_visible(axes.get_subplotspec().is_first_col())
     for axes in grid.flat[len(examples) :]:
         axes.set_axis_off()
-    images = [image for axes in grid.flat for image in axes.images]
+    images = [image for axes in grid.flat for image in (*axes.images, *axes.collections)]
     if images:
         figure.colorbar(images[0], ax=grid, pad=0.015, fraction=0.03, aspect=60).set_label("dB")
     figure.supxlabel("time (s)" if examples else "no examples were given", fontsize=10)
