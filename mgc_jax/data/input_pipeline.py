@@ -86,9 +86,18 @@ class Split:
     """One split of a prepared data set, as a sequence of clips."""
 
     def __init__(self, info: tfds.core.DatasetInfo, name: str, feature_names: Sequence[str]):
+        """Maps the shards of a split, and reads where its clips lie in them."""
         split = info.splits[name]
         files = [os.fspath(path) for path in split.filepaths]
-        self._index = shards.load_index(files, split.shard_lengths, name)
+        layout = shards.Layout(
+            {
+                feature: math.prod(tensor.shape) * np.dtype(tensor.np_dtype).itemsize
+                for feature, tensor in info.features.items()
+                if tensor.shape
+            },
+            info.features["label"].num_classes,
+        )
+        self._index = shards.load_index(files, split.shard_lengths, name, layout)
         self._maps = [_map(path) for path in files]
         # Copies between arrays let other threads run; between memoryviews they begin sooner.
         self._arrays = [np.frombuffer(file, np.uint8) for file in self._maps]
@@ -310,7 +319,7 @@ def open_dataset(config: ConfigDict, feature_names: Sequence[str]) -> ClipDatase
     if "://" in str(path):
         path = shards.stage(path)
     path = Path(path)
-    info = tfds.builder_from_directory(path).info
+    info = shards.read_info(path)
     _check_settings(path, info.metadata["settings"], settings_of(features))
     return ClipDataset(
         path=path,

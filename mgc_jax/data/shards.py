@@ -10,23 +10,32 @@ import itertools
 import json
 import os
 import shutil
-import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
+import tensorflow_datasets as tfds
 from etils import epath
+from google.protobuf.message import DecodeError
 from ml_collections import ConfigDict
 
 from mgc_jax import console
 from mgc_jax.data import VERSION
 from mgc_jax.data.features import folder_name
 from mgc_jax.errors import InputError
-from mgc_jax.files import replacing, user_cache
+from mgc_jax.files import read_json, replacing, user_cache
 
 _LABELS = ("label", "track_id", "clip")
+_FEATURES = "tensorflow_datasets.core.features"
+_CLASSES = {
+    f"{_FEATURES}.features_dict.FeaturesDict",
+    f"{_FEATURES}.tensor_feature.Tensor",
+    f"{_FEATURES}.class_label_feature.ClassLabel",
+    f"{_FEATURES}.scalar.Scalar",
+}
 # A TFRecord is: length (8 bytes), its CRC (4), the data, their CRC (4).
 _RECORD_HEAD, _RECORD_TAIL = 12, 4
 _COPIED_AT_ONCE = 2**23  # bytes
@@ -53,7 +62,53 @@ def dataset_path(config: ConfigDict, feature_names: Sequence[str]) -> epath.Path
     return epath.Path(config.data_dir) / name / folder_name(feature_names) / VERSION
 
 
-def load_index(files: Sequence[str], lengths: Sequence[int], split: str) -> Index:
+class Layout(NamedTuple):
+    """What the records of a data set hold, all of them.
+
+    Attributes:
+        sizes: bytes of each feature's payload, by name.
+        genres: how many there are; labels are below that.
+    """
+
+    sizes: dict[str, int]
+    genres: int
+
+
+def read_info(path: Path) -> tfds.core.DatasetInfo:
+    """What TFDS knows of a folder of records.
+
+    TFDS imports the modules of the classes that `features.json` names, so that records from a
+    stranger could run code: only those that `prepare` writes are let through.
+
+    Raises:
+        InputError: another class is named, or a file is missing or damaged.
+    """
+    features = read_json(path / "features.json", dict, fix=_AGAIN)
+    if foreign := sorted(_class_names(features) - _CLASSES):
+        raise InputError(
+            f"{path / 'features.json'} names the class {foreign[0]!r}, which no records of this "
+            "package have: it would be imported. Do not use these records"
+        )
+    read_json(path / "dataset_info.json", dict, [("splits",)], fix=_AGAIN)
+    read_json(path / "metadata.json", dict, [("settings",)], fix=_AGAIN)
+    try:
+        return tfds.builder_from_directory(path).info
+    except Exception as error:  # of a file that is JSON but not TFDS's, anything
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+        raise InputError(f"{path} cannot be read ({reason}); {_AGAIN}") from error
+
+
+def _class_names(part: Any) -> set[str]:
+    """All classes that a part of `features.json` names, in either of protobuf's spellings."""
+    if isinstance(part, list):
+        return set().union(*map(_class_names, part))
+    if not isinstance(part, dict):
+        return set()
+    named = {str(part[key]) for key in ("pythonClassName", "python_class_name") if key in part}
+    return named.union(*map(_class_names, part.values()))
+
+
+def load_index(files: Sequence[str], lengths: Sequence[int], split: str, layout: Layout) -> Index:
     """Reads the index of a split, or makes it when it is missing or the shards have changed.
 
     It lies beside the shards; where that folder is read-only, in the user's cache folder.
@@ -62,9 +117,10 @@ def load_index(files: Sequence[str], lengths: Sequence[int], split: str) -> Inde
         files: the shards, in order.
         lengths: records in each.
         split: its name.
+        layout: what every record must hold.
 
     Raises:
-        InputError: a shard is missing, torn or damaged.
+        InputError: a shard is missing, torn or damaged, or a record does not hold what it should.
     """
     try:
         stats = [os.stat(file) for file in files]
@@ -73,6 +129,7 @@ def load_index(files: Sequence[str], lengths: Sequence[int], split: str) -> Inde
     stamp = json.dumps(
         [[Path(f).name, s.st_size, s.st_mtime_ns] for f, s in zip(files, stats, strict=True)]
     )
+    ends = np.array([status.st_size for status in stats])
     beside = Path(files[0]).absolute().with_name(f"index-{split}.npz")
     folder = hashlib.sha256(os.fsencode(beside.parent)).hexdigest()[:16]
     places = beside, user_cache("indexes") / folder / beside.name
@@ -80,10 +137,12 @@ def load_index(files: Sequence[str], lengths: Sequence[int], split: str) -> Inde
         try:
             with np.load(place) as stored:
                 if str(stored["stamp"]) == stamp:
-                    return _unflatten(stored)
-        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
-            pass  # missing, torn or another program's: made again
-    index = _make_index(files, lengths, split)
+                    index = _unflatten(stored)
+                    if _fits(index, lengths, ends, layout):
+                        return index
+        except Exception:  # missing, torn, flipped or another program's: any error means
+            pass  # that it is made again
+    index = _make_index(files, lengths, split, layout)
     for place in places:
         try:
             _save_index(place, index, stamp)
@@ -146,23 +205,41 @@ def _is_copy(path: Path, size: int, modified: int) -> bool:
     return path.exists() and (path.stat().st_size, int(path.stat().st_mtime)) == (size, modified)
 
 
-def _make_index(files: Sequence[str], lengths: Sequence[int], split: str) -> Index:
-    """Reads every record once, checking its CRC, and notes where its payloads lie."""
-    shards, offsets, labels = [], {}, {name: [] for name in _LABELS}
+def _fits(index: Index, lengths: Sequence[int], ends: np.ndarray, layout: Layout) -> bool:
+    """Whether a stored index is one of these shards: so many rows, all inside."""
+    count = sum(lengths)
+    arrays = [index.shard, *index.offsets.values(), *index.labels.values()]
+    if any(array.shape != (count,) for array in arrays) or set(index.offsets) != set(layout.sizes):
+        return False
+    if not np.array_equal(index.shard, np.repeat(np.arange(len(lengths)), lengths)):
+        return False
+    label = index.labels["label"]
+    inside = (label >= 0) & (label < layout.genres)
+    for name, size in layout.sizes.items():
+        starts = index.offsets[name]
+        inside &= (starts >= _RECORD_HEAD) & (starts + size + _RECORD_TAIL <= ends[index.shard])
+    return bool(inside.all())
+
+
+def _make_index(files: Sequence[str], lengths: Sequence[int], split: str, layout: Layout) -> Index:
+    """Reads every record once, checking its CRC and content, and notes where its payloads lie."""
+    shards = []
+    offsets = {name: [] for name in layout.sizes}
+    labels = {name: [] for name in _LABELS}
     with console.progress_bar(
         total=sum(lengths), description=f"indexing {split}", unit="clip", leave=False
     ) as bar:
         for shard, (path, length) in enumerate(zip(files, lengths, strict=True)):
             position = 0
-            for record in _read_records(path, length):
-                example = tf.train.Example.FromString(record).features.feature
-                for name, feature in example.items():
-                    if name in labels:
-                        labels[name].append(feature.int64_list.value[0])
-                    else:
-                        # Wherever these bytes are found first, they are the payload's.
-                        payload = record.find(feature.bytes_list.value[0])
-                        offsets.setdefault(name, []).append(position + _RECORD_HEAD + payload)
+            for number, record in enumerate(_read_records(path, length)):
+                try:
+                    found, payloads = _parse(record, layout)
+                except (DecodeError, IndexError, ValueError) as error:
+                    raise InputError(f"{path}: record {number}: {error}; {_AGAIN}") from None
+                for name, value in found.items():
+                    labels[name].append(value)
+                for name, payload in payloads.items():
+                    offsets[name].append(position + _RECORD_HEAD + payload)
                 shards.append(shard)
                 position += _RECORD_HEAD + len(record) + _RECORD_TAIL
                 bar.update()
@@ -171,6 +248,26 @@ def _make_index(files: Sequence[str], lengths: Sequence[int], split: str) -> Ind
         {name: np.array(values, np.int64) for name, values in offsets.items()},
         {name: np.array(values, np.int64) for name, values in labels.items()},
     )
+
+
+def _parse(record: bytes, layout: Layout) -> tuple[dict[str, int], dict[str, int]]:
+    """A record's labels, and where in it its payloads begin.
+
+    Raises:
+        DecodeError, IndexError, ValueError: it is no example, or does not hold what it should.
+    """
+    example = tf.train.Example.FromString(record).features.feature
+    labels = {name: example[name].int64_list.value[0] for name in _LABELS}
+    if not 0 <= labels["label"] < layout.genres:
+        raise ValueError(f"its label is {labels['label']}, of {layout.genres} genres")
+    payloads = {}
+    for name, size in layout.sizes.items():
+        payload = example[name].bytes_list.value[0]
+        if len(payload) != size:
+            raise ValueError(f"its {name} has {len(payload)} bytes, expected {size}")
+        # Wherever these bytes are found first, they are the payload's.
+        payloads[name] = record.find(payload)
+    return labels, payloads
 
 
 def _read_records(path: str, length: int) -> Iterator[bytes]:
@@ -194,11 +291,26 @@ def _read_records(path: str, length: int) -> Iterator[bytes]:
 def _save_index(path: Path, index: Index, stamp: str) -> None:
     offsets = {f"offset_{name}": values for name, values in index.offsets.items()}
     with replacing(path) as part, open(part, "wb") as file:
-        np.savez(file, stamp=np.array(stamp), shard=index.shard, **offsets, **index.labels)
+        checksum = np.array(_checksum(index))
+        stamps = {"stamp": np.array(stamp), "checksum": checksum}
+        np.savez(file, allow_pickle=False, **stamps, shard=index.shard, **offsets, **index.labels)
 
 
 def _unflatten(stored: Mapping[str, np.ndarray]) -> Index:
+    """The index that `_save_index` saved; raises ValueError if it is not to the bit the same."""
     offsets = {
         name.removeprefix("offset_"): stored[name] for name in stored if name.startswith("offset_")
     }
-    return Index(stored["shard"], offsets, {name: stored[name] for name in _LABELS})
+    index = Index(stored["shard"], offsets, {name: stored[name] for name in _LABELS})
+    if int(stored["checksum"]) != _checksum(index):
+        raise ValueError("another checksum")
+    return index
+
+
+def _checksum(index: Index) -> int:
+    """Of all arrays."""
+    value = zlib.crc32(np.ascontiguousarray(index.shard))
+    for part in (index.offsets, index.labels):
+        for name in sorted(part):
+            value = zlib.crc32(np.ascontiguousarray(part[name]), value)
+    return value
