@@ -107,7 +107,8 @@ def test_data_that_changed_under_a_run_are_refused(run, monkeypatch):
         train_and_evaluate(config, workdir, training=True, command="x")
     # The checkpoint knows it too.
     changed_data = open_dataset(config, ("mel",)).fingerprint()
-    files.write_data(workdir, changed_data)
+    run_id = files.read_data(workdir)["run"]
+    files.write_data(workdir, changed_data | {"run": run_id})
     config.num_epochs = 3
     with pytest.raises(InputError, match="are of a run on other data"):
         train_and_evaluate(config, workdir, training=True, command="x")

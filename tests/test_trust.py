@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,10 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import ROOT
 
+from mgc_jax import console
 from mgc_jax.data import shards
 from mgc_jax.data.input_pipeline import open_dataset
 from mgc_jax.errors import InputError
+from mgc_jax.training.claim import locked
+from mgc_jax.training.network import load_run
 
 
 def folder_of(config) -> Path:
@@ -100,3 +105,69 @@ def test_any_damage_of_an_index_has_it_made_again(own_data):
     np.savez(path, **arrays)
     split = open_dataset(own_data, ("mel",)).splits["train"]
     np.testing.assert_array_equal(split.gather(np.arange(len(split)))["mel"], expected)
+
+
+@pytest.fixture
+def run(workdir, tmp_path) -> Path:
+    """A copy of a finished run that a test may damage."""
+    return Path(shutil.copytree(workdir, tmp_path / "run"))
+
+
+def arrays_of(folder: Path) -> list[Path]:
+    """The files that hold a checkpoint's arrays."""
+    return [path for path in folder.rglob("*") if path.is_file() and "/d/" in str(path)]
+
+
+def flip(path: Path, place: float) -> None:
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 0x04
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("place", [0.3, 0.5, 0.8])
+def test_a_changed_bit_in_a_checkpoint_is_noticed(run, caplog, monkeypatch, place):
+    monkeypatch.setattr(console.log, "propagate", True)
+    _, variables, epoch = load_run(run)
+    newest = run / "checkpoints" / "best" / str(epoch)
+    flip(max(arrays_of(newest), key=lambda path: path.stat().st_size), place)
+    older = len(list((run / "checkpoints" / "best").iterdir())) > 1
+    if older:
+        assert load_run(run).epoch < epoch
+    else:
+        with pytest.raises(InputError, match="can be read"):
+            load_run(run)
+    assert "is damaged and passed over" in caplog.text
+
+
+def test_a_checkpoint_of_another_run_is_noticed(run, tmp_path):
+    _, variables, epoch = load_run(run)
+    data = json.loads((run / "data.json").read_text())
+    (run / "data.json").write_text(json.dumps(data | {"run": "another"}))
+    with pytest.raises(InputError, match="can be read .*it is of another run"):
+        load_run(run)
+    # Older runs do not tell: what they hold is taken as it is.
+    (run / "data.json").unlink()
+    assert load_run(run).epoch == epoch
+
+
+def test_two_processes_on_one_workdir(prepared, tmp_path):
+    """The second one ends with one line that names the first, which is not disturbed."""
+    command = [sys.executable, "-m", "mgc_jax", "train", "--config=baseline_a_2d"]
+    command += [f"--config.data_dir={prepared.data_dir}", "--config.batch_size=8"]
+    command += ["--config.num_epochs=60", f"--workdir={tmp_path / 'run'}"]
+    first = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    try:
+        while "epoch " not in first.stderr.readline():
+            assert first.poll() is None
+        second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert second.returncode == 1
+        last = second.stderr.splitlines()[-1]
+        assert f"is trained in by process {first.pid} on " in last and " since 20" in last
+        assert "Traceback" not in second.stderr
+    finally:
+        first.terminate()
+        first.communicate()
+    assert first.returncode == 75
+    # A lock does not outlive its process, however that ends.
+    with locked(tmp_path / "run"):
+        pass

@@ -3,10 +3,12 @@
 checkpoints/last/   the newest whole training states, by step, to resume from
 checkpoints/best/   the variables with the lowest validation loss, by epoch, to predict with
 
-Of each kind the last two are kept: one that a crash has torn is passed over for the one before it.
+Of each kind the last two are kept: one that a crash has torn, or in which a bit has changed, is
+passed over for the one before it. So is one that belongs to another run.
 """
 
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import orbax.checkpoint as ocp
 
 from mgc_jax import console, parallel, process
 from mgc_jax.errors import InputError
+from mgc_jax.results.files import read_data
 
 _STATE = ("step", "params", "batch_stats", "opt_state", "average")
 
@@ -34,6 +37,7 @@ class Checkpoints:
         # orbax reports a relative path only later, from a background thread.
         root = Path(workdir).absolute() / "checkpoints"
         self._writing = writing
+        self._run = run_id(workdir)
         process.quiet_orbax()
         self._last, self._best = (_open(root / name, writing) for name in ("last", "best"))
 
@@ -56,6 +60,7 @@ class Checkpoints:
                 progress["step"],
                 state=ocp.args.StandardSave(arrays),
                 progress=ocp.args.JsonSave(progress),
+                proof=ocp.args.JsonSave({"run": self._run, "state": _checksums(arrays)}),
             )
 
     def save_best(self, variables: Any, score: dict) -> None:
@@ -66,11 +71,13 @@ class Checkpoints:
             score: `epoch` and `loss`.
         """
         if self._writing:
+            arrays = parallel.to_host(variables)
             _save(
                 self._best,
                 score["epoch"],
-                variables=ocp.args.StandardSave(parallel.to_host(variables)),
+                variables=ocp.args.StandardSave(arrays),
                 score=ocp.args.JsonSave(score),
+                proof=ocp.args.JsonSave({"run": self._run, "variables": _checksums(arrays)}),
             )
             self._best.wait_until_finished()
 
@@ -117,8 +124,13 @@ class Checkpoints:
         steps = sorted(manager.all_steps(), reverse=True)
         for step in steps:
             try:
-                restored = manager.restore(step, args=ocp.args.Composite(**items))
+                proof = {}
+                if (manager.directory / str(step) / "proof").exists():  # not of older versions
+                    proof = {"proof": ocp.args.JsonRestore()}
+                restored = manager.restore(step, args=ocp.args.Composite(**items, **proof))
                 _check_shapes(items, restored)
+                if proof:
+                    self._check_proof(items, restored)
                 return restored
             except (KeyError, OSError, TypeError, ValueError) as error:
                 # What orbax raises for a torn checkpoint is any of these.
@@ -131,6 +143,21 @@ class Checkpoints:
                 "start again in another --workdir"
             )
         return None
+
+    def _check_proof(self, items: dict, restored: Any) -> None:
+        """Raises ValueError for arrays that are not those saved, or not of this run."""
+        proof = restored.proof
+        if self._run and proof.get("run") != self._run:
+            raise ValueError("it is of another run")
+        for name in items:
+            if name in proof and proof[name] != _checksums(restored[name]):
+                raise ValueError(f"its {name} have changed since they were saved")
+
+
+def run_id(workdir: str | os.PathLike) -> str:
+    """What a run calls itself in its checkpoints; empty in workdirs of older versions."""
+    data = read_data(workdir)
+    return data.get("run", "") if data else ""
 
 
 def has_best(workdir: str | os.PathLike) -> bool:
@@ -161,6 +188,14 @@ def _save(manager: ocp.CheckpointManager, step: int, **items: Any) -> None:
         if old >= step:
             manager.delete(old)
     manager.save(step, args=ocp.args.Composite(**items))
+
+
+def _checksums(tree: Any) -> dict[str, int]:
+    """CRC-32 of each array of a tree, by its path."""
+    leaves = jax.tree.leaves_with_path(tree)
+    return {
+        jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(leaf)) for path, leaf in leaves
+    }
 
 
 def _shapes(tree: Any) -> Any:

@@ -3,9 +3,14 @@
 Nothing is written until all checks are passed: a start that failed leaves the workdir as it was.
 """
 
+import contextlib
+import datetime
+import fcntl
 import json
 import os
-from collections.abc import Mapping
+import socket
+import uuid
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -76,6 +81,36 @@ def check_workdir(workdir: Path, config: ConfigDict, *, new: bool) -> None:
         )
 
 
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Keeps a workdir for this process, or this job of several; the lock ends with the process.
+
+    Raises:
+        InputError: another process trains there.
+    """
+    problem = ""
+    with contextlib.ExitStack() as stack:
+        if parallel.is_main():
+            try:
+                workdir.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context(open(workdir / ".lock", "a+", encoding="utf-8"))
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                file.truncate(0)
+                since = datetime.datetime.now().strftime("%Y-%m-%d %H:%M")
+                file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")
+                file.flush()
+            except BlockingIOError:
+                file.seek(0)
+                problem = f"{workdir} is trained in by {file.read() or 'another process'}"
+            except OSError as error:
+                problem = f"cannot write to --workdir={workdir}: {error.strerror}"
+        # On several hosts, all stop.
+        shared = parallel.share_text(problem or "free")
+        if shared != "free":
+            raise InputError(shared)
+        yield
+
+
 def claim_workdir(workdir: Path, network: Network, data: Mapping[str, str]) -> None:
     """Writes config, genres and data into a workdir; a run that is there must be of these data.
 
@@ -105,10 +140,12 @@ def claim_workdir(workdir: Path, network: Network, data: Mapping[str, str]) -> N
                 f"{workdir} was trained on other data: {stored['summary']} there, "
                 f"{data['summary']} now. Give another --workdir, or the same records"
             )
+    stored = files.read_data(workdir) or {}
+    run = stored.get("run") or uuid.uuid4().hex
     try:
         files.write_config(workdir, json.loads(network.config.to_json()))
         files.write_genres(workdir, network.genres)
-        files.write_data(workdir, data)
+        files.write_data(workdir, {**data, "run": run})
     except OSError as error:
         raise InputError(f"cannot write to --workdir={workdir}: {error.strerror}") from None
 

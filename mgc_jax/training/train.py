@@ -11,7 +11,7 @@ from mgc_jax.data.input_pipeline import ClipDataset, open_dataset
 from mgc_jax.results import files
 from mgc_jax.training import loop
 from mgc_jax.training.checkpoints import has_best
-from mgc_jax.training.claim import check_config, check_workdir, claim_workdir
+from mgc_jax.training.claim import check_config, check_workdir, claim_workdir, locked
 from mgc_jax.training.evaluate import evaluate_best
 from mgc_jax.training.network import Network
 from mgc_jax.training.reporting import report_run, summarise
@@ -43,28 +43,40 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, *, training: bool, com
         console.log.info("%s is read-only: these are the scores of its report", workdir)
         summarise(workdir, files.read_metrics(workdir, network.genres))
         return
-    if parallel.is_main() and training:
-        claim_workdir(workdir, network, dataset.fingerprint())
     _announce(network, workdir, dataset)
-    progress = loop.load_progress(workdir)
-    # A finished run may have lost its training state: it is finished all the same.
-    lost = progress.epoch == 0 and parallel.share_text(str(has_best(workdir))) == "True"
-    if training and reported and (lost or loop.is_finished(config, progress)):
-        epochs = config.num_epochs if lost else progress.epoch
-        console.log.info("this run is complete: %d epochs; --mode=eval evaluates it again", epochs)
-        summarise(workdir, files.read_metrics(workdir, network.genres))
+    if not training:
+        _evaluate_and_report(network, workdir, dataset, command)
         return
-    if training:
+    with locked(workdir):
+        if parallel.is_main():
+            claim_workdir(workdir, network, dataset.fingerprint())
+        progress = loop.load_progress(workdir)
+        # A finished run may have lost its training state: it is finished all the same.
+        lost = progress.epoch == 0 and parallel.share_text(str(has_best(workdir))) == "True"
+        if reported and (lost or loop.is_finished(config, progress)):
+            epochs = config.num_epochs if lost else progress.epoch
+            console.log.info(
+                "this run is complete: %d epochs; --mode=eval evaluates it again", epochs
+            )
+            summarise(workdir, files.read_metrics(workdir, network.genres))
+            return
         progress = loop.train(network, workdir, dataset)
+        _evaluate_and_report(network, workdir, dataset, command)
+        if parallel.is_main():
+            report = workdir / files.REPORT
+            names = ("confusion_matrix", "spectrograms")
+            pictures = {f"test/{name}": report / f"{name}.png" for name in names}
+            write_images(workdir, progress.step, pictures)
+
+
+def _evaluate_and_report(
+    network: Network, workdir: Path, dataset: ClipDataset, command: str
+) -> None:
+    """Evaluates the best epoch on all devices; process 0 writes the report and says the scores."""
     predictions, epoch = evaluate_best(workdir, network, dataset.splits["test"])
-    if not parallel.is_main():
-        return
-    scores = report_run(network, workdir, dataset, predictions, epoch, command)
-    if training:
-        pictures = ("confusion_matrix", "spectrograms")
-        pictures = {f"test/{name}": workdir / files.REPORT / f"{name}.png" for name in pictures}
-        write_images(workdir, progress.step, pictures)
-    summarise(workdir, scores)
+    if parallel.is_main():
+        scores = report_run(network, workdir, dataset, predictions, epoch, command)
+        summarise(workdir, scores)
 
 
 def _make_demo_if_missing(config: ConfigDict, feature_names: tuple[str, ...]) -> None:
