@@ -130,7 +130,9 @@ def test_no_two_classes_differ_by_a_plural():
     assert not {f"{name}s" for name in names} & set(names)
 
 
-@pytest.mark.parametrize("name", ["predictor", "results.metrics", "data.features", "data.audio"])
+@pytest.mark.parametrize(
+    "name", ["predictor", "results.metrics", "data.features", "data.spectrum", "data.audio"]
+)
 def test_examples_in_docstrings_hold(name):
     found = doctest.testmod(importlib.import_module(f"mgc_jax.{name}"))
     assert found.attempted and not found.failed

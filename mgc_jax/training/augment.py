@@ -18,7 +18,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from mgc_jax import parallel
-from mgc_jax.data.features import Feature, Mel, hann, mel_edges, mel_filterbank, stft
+from mgc_jax.data.features import Feature, Mel
+from mgc_jax.data.spectrum import hann, mel_edges, mel_filterbank, stft
 from mgc_jax.errors import InputError
 
 # How far the phase of a bin is from the next one's in music seen through a Hann window, to add
