@@ -389,6 +389,30 @@ def test_copies_are_found_by_their_sound(library, tmp_path):
     assert "another genre" in listed[0]["07.wav"] and "another genre" in listed[0]["which.wav"]
 
 
+def test_clips_without_signal_are_left_out_and_counted(library, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(preparation.console.log, "propagate", True)
+    caplog.set_level("INFO", "mgc_jax")
+    music = np.random.default_rng(0).normal(size=160_000) * 0.1
+    sound = np.concatenate([music, np.zeros(320_000), music, np.zeros(80_000)])
+    soundfile.write(library / "rock/gap.flac", sound, 16000)
+    soundfile.write(library / "rock/nothing.flac", np.zeros(200_000), 16000)
+    config = folder_config(tmp_path / "out")
+    preparation.prepare(config, ("mel",), audio_dir=library, workers=2)
+    dataset = open_dataset(config, ("mel",))
+    with open(dataset.path / "tracks.csv", newline="") as file:
+        (gap,) = (row["track_id"] for row in csv.DictReader(file) if "gap" in row["path"])
+    numbers = [
+        number
+        for split in dataset.splits.values()
+        for track, number in zip(split.labels["track_id"], split.labels["clip"], strict=True)
+        if track == int(gap)
+    ]
+    assert sorted(numbers) == [0, 3, 4]  # the last one holds half of the second music
+    assert dataset.metadata["silent_clips"] == 2
+    assert "2 clips without signal left out" in caplog.text
+    assert read_skipped(dataset.path)["nothing.flac"].startswith("no signal")
+
+
 def test_records_are_tied_to_their_source(library, tmp_path, caplog, monkeypatch):
     config = folder_config(tmp_path / "out")
     preparation.prepare(config, ("mel",), audio_dir=library, workers=2)

@@ -310,6 +310,14 @@ def test_torchvision_densenet121(save, densenet121, lines):
         np.testing.assert_array_equal(ours, state[f"features.{theirs}"].squeeze().T)
 
 
+def test_names_of_data_parallel(save):
+    state = random_state(A_2D)
+    given = fresh("baseline_a_2d")
+    expected = load_weights(save(state), "baseline_a_2d", given)
+    wrapped = {f"module.{name}": tensor for name, tensor in state.items()}
+    assert_equal(load_weights(save(wrapped), "baseline_a_2d", given), expected)
+
+
 def test_torchvision_old_spelling(save, densenet121):
     state, given = densenet121
     old = {}

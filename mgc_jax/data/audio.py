@@ -6,7 +6,7 @@ Imports nothing heavy: worker processes start with it.
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -93,7 +93,9 @@ def load_audio(path: str | os.PathLike, sample_rate: int) -> np.ndarray:
     return np.concatenate([np.zeros(0, np.float32), *read_blocks(path, sample_rate)])
 
 
-def read_clips(path: str | os.PathLike, sample_rate: int, clip_samples: int) -> Iterator[AudioClip]:
+def read_clips(
+    path: str | os.PathLike, sample_rate: int, clip_samples: int
+) -> Generator[AudioClip, None, int]:
     """Cuts a file into clips, in bounded memory.
 
     Whole clips follow one another from the start. When at least half a clip is left after them, one
@@ -109,6 +111,9 @@ def read_clips(path: str | os.PathLike, sample_rate: int, clip_samples: int) -> 
     Yields:
         At least one clip.
 
+    Returns:
+        How many clips were passed over, once all are given.
+
     Raises:
         InputError: as `read_blocks`, or the file is shorter than one second, or without signal.
     """
@@ -117,8 +122,11 @@ def read_clips(path: str | os.PathLike, sample_rate: int, clip_samples: int) -> 
 
 def cut_clips(
     blocks: Iterable[np.ndarray], sample_rate: int, clip_samples: int
-) -> Iterator[AudioClip]:
+) -> Generator[AudioClip, None, int]:
     """As `read_clips`, for a waveform in pieces `[samples] float32` of any length.
+
+    Returns:
+        How many clips were passed over, once all are given.
 
     Examples:
         >>> blocks = [np.ones(30, np.float32), np.ones(25, np.float32)]
@@ -126,15 +134,16 @@ def cut_clips(
         >>> [(clip.number, clip.start) for clip in clips]
         [(0, 0), (1, 20), (2, 35)]
     """
-    heard = False
-    count = 0
+    heard = silent = 0
     for clip in _cut(blocks, sample_rate, clip_samples):
-        count += 1
         if has_signal(clip.samples):
-            heard = True
+            heard += 1
             yield clip
+        else:
+            silent += 1
     if not heard:
         raise InputError("no signal: nothing but silence in it")
+    return silent
 
 
 def _cut(blocks: Iterable[np.ndarray], sample_rate: int, clip_samples: int) -> Iterator[AudioClip]:

@@ -10,8 +10,9 @@ import math
 import os
 import signal
 import struct
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -20,12 +21,14 @@ from mgc_jax.data.clips import Clip, iter_clips
 from mgc_jax.data.features import Feature, settings_of
 
 _PATIENCE = 60  # s
+_SILENT = struct.Struct("<q")
 _PLACE = struct.Struct("<qd")  # number and start of a clip
 
 
 @dataclasses.dataclass(frozen=True)
 class ClipCache:
-    """One file a track: of each clip its number and start, and its features, byte after byte.
+    """One file a track: how many clips without signal were passed over; then of each of the others
+    its number and start, and its features, byte after byte.
 
     Attributes:
         folder: of all files.
@@ -56,7 +59,8 @@ class ClipCache:
             size = entry.stat().length
         except OSError:
             return False
-        return size > 0 and size % self._clip_bytes == 0
+        content = size - _SILENT.size
+        return content > 0 and content % self._clip_bytes == 0
 
     def store(self, item: tuple[str, str]) -> None:
         """Decodes an audio file, and writes its clips all or none.
@@ -76,21 +80,37 @@ class ClipCache:
         part = entry.with_suffix(f".{os.getpid()}.part")
         try:
             with part.open("wb") as file:
-                signal.alarm(_PATIENCE)
-                for clip in iter_clips(path, self.features):
-                    signal.alarm(_PATIENCE)
-                    file.write(_PLACE.pack(clip.number, clip.start))
-                    for feature in self.features:
-                        file.write(np.ascontiguousarray(clip.features[feature.name]))
+                file.write(_SILENT.pack(0))
+                silent = self._write_clips(file, iter_clips(path, self.features))
+                file.seek(0)
+                file.write(_SILENT.pack(silent))
             part.replace(entry)
         finally:
             signal.alarm(0)
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
 
+    def _write_clips(self, file: Any, clips: Generator[Clip, None, int]) -> int:
+        """Writes clips as they are decoded; returns how many were passed over."""
+        while True:
+            signal.alarm(_PATIENCE)
+            try:
+                clip = next(clips)
+            except StopIteration as end:
+                return end.value
+            file.write(_PLACE.pack(clip.number, clip.start))
+            for feature in self.features:
+                file.write(np.ascontiguousarray(clip.features[feature.name]).data)
+
+    def silent(self, entry: epath.Path) -> int:
+        """How many clips of an entry were passed over, as they had no signal."""
+        with entry.open("rb") as file:
+            return _SILENT.unpack(file.read(_SILENT.size))[0]
+
     def load(self, entry: epath.Path) -> Iterator[Clip]:
         """Yields the clips of an entry, as `iter_clips` gave them."""
         with entry.open("rb") as file:
+            file.seek(_SILENT.size)
             while content := file.read(self._clip_bytes):
                 number, seconds = _PLACE.unpack_from(content)
                 features = {}
@@ -104,6 +124,7 @@ class ClipCache:
     def digest(self, entry: epath.Path) -> str:
         """A hash of an entry's first clip, equal where the decoded audio is."""
         with entry.open("rb") as file:
+            file.seek(_SILENT.size)
             return hashlib.sha256(file.read(self._clip_bytes)).hexdigest()
 
     @property

@@ -1,6 +1,6 @@
 """One audio file to its stored clips: decoding, clips and features."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +24,7 @@ class Clip(NamedTuple):
     features: dict[str, np.ndarray]
 
 
-def iter_clips(path: str, features: Sequence[Feature]) -> Iterator[Clip]:
+def iter_clips(path: str, features: Sequence[Feature]) -> Generator[Clip, None, int]:
     """Decodes one file and computes the stored features of its clips, in bounded memory.
 
     Args:
@@ -34,11 +34,19 @@ def iter_clips(path: str, features: Sequence[Feature]) -> Iterator[Clip]:
     Yields:
         At least one clip; those without signal are passed over.
 
+    Returns:
+        How many were passed over, once all are given.
+
     Raises:
         InputError: the file cannot be used; the message is the reason. It may come after clips.
     """
     settings = features[0].audio
-    for clip in audio.read_clips(path, settings.sample_rate, settings.clip_samples):
+    clips = audio.read_clips(path, settings.sample_rate, settings.clip_samples)
+    while True:
+        try:
+            clip = next(clips)
+        except StopIteration as end:
+            return end.value
         yield encode_clip(clip, features)
 
 

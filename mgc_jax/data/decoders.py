@@ -192,13 +192,16 @@ def _is_joined_mp3(file: BinaryIO, head: bytes) -> bool:
     counts = _xing_counts(head)
     if not counts or not counts[1]:
         return False
-    file.seek(_id3_size(file) + counts[1])
+    place = _id3_size(file) + counts[1]
+    file.seek(place)
     after = file.read(_JOINT)
+    # What may follow the sound of one MP3 are its tags; then another one's tag or first frame.
+    while after.startswith((b"TAG", b"APETAGEX")):
+        place += 128 if after[:3] == b"TAG" else 32 + int.from_bytes(after[12:16], "little")
+        file.seek(place)
+        after = file.read(_JOINT)
     file.seek(0)
-    # What may follow the sound of one MP3 are tags; of another one, its tag or its first frame.
-    if len(after) < _JOINT or after.startswith((b"TAG", b"APETAGEX", b"LYRICSBEGIN")):
-        return False
-    return b"ID3" in after[:16] or head[:2] in after
+    return len(after) == _JOINT and (b"ID3" in after[:16] or head[:2] in after)
 
 
 def _id3_size(file: BinaryIO) -> int:

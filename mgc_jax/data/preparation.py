@@ -143,6 +143,7 @@ def _write(
             used = _without_copies(used, digests)
         else:
             facts["duplicates"] = _say_copies(used.tracks, digests)
+        facts["silent_clips"] = sum(cache.silent(entries[track.path]) for track in used.tracks)
         check_usable(used.tracks, used.skipped, max_skipped, folder, used.left_out)
         name_lost_genres(listing.tracks, used.tracks)
 
@@ -170,6 +171,8 @@ def _write(
     count = sum(split["tracks"] for split in splits)
     clips = sum(split["clips"] for split in splits)
     said = f"; {listed - count} skipped, see {SKIPPED_FILE} there" if count < listed else ""
+    if silent := metadata.get("silent_clips"):
+        said += f"; {silent} clips without signal left out"
     console.log.info(
         "%s: %d of %d tracks, %d clips%s", builder.data_dir, count, listed, clips, said
     )

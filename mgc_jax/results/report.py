@@ -281,6 +281,8 @@ def _data_places(data: Mapping) -> dict[str, str]:
     splits.append(("all", *(sum(row[i] for row in splits) for i in (1, 2))))
     read = f"{data['dataset']}, read as {data['features']}: {data['tracks_listed']:,} tracks "
     read += f"listed, {data['tracks_used']:,} used, {len(skipped):,} skipped."
+    if data.get("silent_clips"):
+        read += f" {data['silent_clips']:,} clips without signal were left out."
     if skipped:
         rows = [(str(t["track_id"]), t["path"], t["reason"]) for t in skipped[:_MAX_SKIPPED_ROWS]]
         table = page.table("Skipped tracks", ("Track", "File", "Reason"), rows, style="words")

@@ -124,6 +124,7 @@ def _describe_data(network: Network, dataset: ClipDataset) -> dict:
         "splits": splits,
         "fingerprint": dataset.fingerprint()["hash"],
         "tracks_listed": dataset.metadata["tracks_listed"],
+        "silent_clips": dataset.metadata.get("silent_clips"),
         "tracks_used": sum(split["tracks"] for split in splits.values()),
         "skipped": rows,
         "synthetic": dataset.metadata["synthetic"],
