@@ -61,7 +61,7 @@ def test_damaged_metadata_are_one_line(own_data, name, content):
 
 def rewrite(config, change) -> None:
     """Changes the third record of the train split."""
-    (path,) = folder_of(config).glob("*train*")
+    (path,) = folder_of(config).glob("*-train.tfrecord*")
     records = [record.numpy() for record in tf.data.TFRecordDataset(str(path))]
     example = tf.train.Example.FromString(records[2])
     change(example.features.feature)

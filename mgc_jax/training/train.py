@@ -43,13 +43,14 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, *, training: bool, com
         console.log.info("%s is read-only: these are the scores of its report", workdir)
         summarise(workdir, files.read_metrics(workdir, network.genres))
         return
-    _announce(network, workdir, dataset)
     if not training:
+        _announce(network, workdir, dataset)
         _evaluate_and_report(network, workdir, dataset, command)
         return
     with locked(workdir):
         if parallel.is_main():
             claim_workdir(workdir, network, dataset.fingerprint())
+        _announce(network, workdir, dataset)
         progress = loop.load_progress(workdir)
         # A finished run may have lost its training state: it is finished all the same.
         lost = progress.epoch == 0 and parallel.share_text(str(has_best(workdir))) == "True"
