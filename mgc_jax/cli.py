@@ -26,6 +26,7 @@ COMMANDS = {
     "prepare": "prepare",
     "train": "main",
     "predict": "predict",
+    "tag": "tag",
     "compare": "compare",
     "export": "export",
     "app": "app",

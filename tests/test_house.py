@@ -12,7 +12,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mgc_jax"
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "configs" not in path.parts)
-DOORS = {"main", "prepare", "predict", "compare", "export", "app", "models.__main__", "__main__"}
+DOORS = {"main", "prepare", "predict", "tag", "compare", "export", "app", "models.__main__"}
+DOORS |= {"__main__"}
 GROUND = {"errors", "files", "console", "process", "signals", "parallel", "configs"}
 # What each room may import besides itself. The doors may import everything.
 ARROWS = {
@@ -24,7 +25,8 @@ ARROWS = {
     "results": {"ground"},
     "training": {"ground", "data", "models", "results"},
     "predictor": {"ground", "data", "training", "results"},
-    "door": {"ground", "cli", "data", "models", "training", "results", "predictor"},
+    "tagging": {"ground", "data"},
+    "door": {"ground", "cli", "data", "models", "training", "results", "predictor", "tagging"},
 }
 
 
