@@ -27,6 +27,8 @@ COMMANDS = {
     "train": "main",
     "predict": "predict",
     "tag": "tag",
+    "embed": "embed",
+    "similar": "similar",
     "compare": "compare",
     "export": "export",
     "app": "app",

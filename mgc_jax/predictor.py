@@ -8,17 +8,18 @@
 
 Threads decode while the network runs (libsndfile, soxr and the transforms let other threads go on),
 block by block, so that a file may have any length. All files share batches of one shape: one
-compilation serves any number of them.
+compilation serves any number of them. `network.embed(...)` takes the same sources, and gives
+vectors that have small angles where songs are alike.
 """
 
 import collections
 import dataclasses
+import functools
 import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import jax
 import numpy as np
@@ -26,14 +27,15 @@ import numpy as np
 from mgc_jax import parallel
 from mgc_jax.data import audio
 from mgc_jax.data.clips import Clip, encode_clip
-from mgc_jax.data.features import Mel
-from mgc_jax.data.folders import find_audio
+from mgc_jax.data.features import Feature, Mel
+from mgc_jax.data.opening import Source, open_sources
+from mgc_jax.data.opening import find_files as find_files  # the commands take it from here
 from mgc_jax.errors import InputError
 from mgc_jax.results.metrics import mean_log_probs
+from mgc_jax.training import embedding
 from mgc_jax.training.network import TrainedRun, load_run
 from mgc_jax.training.step import compile_predict_step
 
-Source = str | os.PathLike | np.ndarray | jax.Array | tuple[int, np.ndarray]
 DEMO_NOTICE = "trained on synthesised music: what it says of real music means nothing"
 _CHUNK = 8  # clips that a thread decodes before it turns to the next file
 _MAX_FRAMES = 4096  # of a spectrogram
@@ -95,6 +97,22 @@ class Prediction:
         return next(iter(self.ranking), None)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Embedding:
+    """Where a network puts one source among all music.
+
+    Attributes:
+        source: the path, or `array 0`, `array 1`, ... for arrays.
+        error: why the source could not be used, else None.
+        vector: `[channels] float32`, the mean over the clips of what the network has before its
+            classifier; None with an error.
+    """
+
+    source: str
+    error: str | None = None
+    vector: np.ndarray | None = None
+
+
 @dataclasses.dataclass
 class _Track:
     """A source on its way through the decoder and the network."""
@@ -105,14 +123,14 @@ class _Track:
     decoded: bool = False
     error: str | None = None
     starts: list[float] = dataclasses.field(default_factory=list)
-    log_probs: list[np.ndarray] = dataclasses.field(default_factory=list)
+    rows: list[np.ndarray] = dataclasses.field(default_factory=list)  # the network's, one a clip
     mels: list[np.ndarray] = dataclasses.field(default_factory=list)
     mel_step: int = 1
     heard_until: float = 0.0  # s
 
     @property
     def finished(self) -> bool:
-        return self.error is not None or (self.decoded and self.count == len(self.log_probs))
+        return self.error is not None or (self.decoded and self.count == len(self.rows))
 
     def keep_mel(self, mel: np.ndarray, start: float, seconds: float) -> None:
         """Adds a clip's `[frames, mels]` to the spectrogram; thins it out as it grows too long.
@@ -187,43 +205,84 @@ class Predictor:
         features = self._network.features
         if spectrograms and self._mel not in features:
             features = (*features, self._mel)
-        _check_rate(sample_rate)
-        opened = self._open(sources, sample_rate)
+        opened = open_sources(sources, sample_rate, self._audio)
+        mel = self._mel if spectrograms else None
+        yield from map(self._result, self._run(self._predict_step, opened, features, mel))
+
+    def embed(
+        self, sources: Source | Iterable[Source], sample_rate: int | None = None
+    ) -> list[Embedding]:
+        """Embeds files, folders and arrays: songs that are alike have vectors of a small angle.
+
+        Arguments, order and errors are those of `predict`; also raises InputError where the network
+        has no layer of the name `classifier`.
+        """
+        return list(self.stream_embeddings(sources, sample_rate))
+
+    def stream_embeddings(
+        self, sources: Source | Iterable[Source], sample_rate: int | None = None
+    ) -> Iterator[Embedding]:
+        """As `embed`, one result after the other as soon as it is there."""
+        opened = open_sources(sources, sample_rate, self._audio)
+        for track in self._run(self._embed_step, opened, self._network.features):
+            if track.error is not None:
+                yield Embedding(track.name, track.error)
+            else:
+                mean = np.mean(track.rows, axis=0, dtype=np.float64)
+                yield Embedding(track.name, vector=mean.astype(np.float32))
+
+    @functools.cached_property
+    def embedding_size(self) -> int:
+        """Channels of an embedding."""
+        return embedding.size_of(self._network)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A hash of the network's weights: embeddings of two networks cannot be compared."""
+        return embedding.fingerprint(self._variables)
+
+    @functools.cached_property
+    def _embed_step(self) -> Callable:
+        embedding.size_of(self._network)  # fails with one line where there is no classifier
+        return embedding.compile_embed_step(self._network)
+
+    def _run(
+        self,
+        step: Callable,
+        opened: Iterator[tuple[str, Iterator[audio.AudioClip]]],
+        features: Sequence[Feature],
+        mel: Mel | None = None,
+    ) -> Iterator[_Track]:
+        """Takes all sources through the network.
+
+        Args:
+            step: `(variables, stored) -> [batch, width]`, compiled.
+            opened: names of sources, and their clips.
+            features: to compute of each clip.
+            mel: the one of them to keep for a spectrogram.
+
+        Yields:
+            Each track, in order, with its rows or its error, as soon as all its clips are done.
+        """
         # In float64, so that an exported network gives the same numbers.
         tracks = (
             _Track(name, (encode_clip(clip, features, np.float64) for clip in clips))
             for name, clips in opened
         )
         unfinished = collections.deque()  # in the order asked for
-        for track, clip, log_probs in self._run_network(_decode(tracks, unfinished)):
-            track.log_probs.append(log_probs)
+        for track, clip, row in self._run_network(step, _decode(tracks, unfinished)):
+            track.rows.append(row)
             track.starts.append(clip.start)
-            if spectrograms:
-                mel = clip.features[self._mel.name]
-                track.keep_mel(mel, clip.start, self._audio.clip_seconds)
+            if mel:
+                track.keep_mel(clip.features[mel.name], clip.start, self._audio.clip_seconds)
             while unfinished and unfinished[0].finished:
-                yield self._result(unfinished.popleft())
-        yield from map(self._result, unfinished)
-
-    def _open(
-        self, sources: Source | Iterable[Source], rate: int | None
-    ) -> Iterator[tuple[str, Iterator[audio.AudioClip]]]:
-        """Names of sources, and their clips; nothing is read yet."""
-        sample_rate = self._audio.sample_rate
-        clip_samples = self._audio.clip_samples
-        arrays = itertools.count()
-        for source in [sources] if _is_one(sources) else sources:
-            if isinstance(source, str | os.PathLike):
-                for path in find_files([source]):
-                    yield path, audio.read_clips(path, sample_rate, clip_samples)
-            else:
-                name = f"array {next(arrays)}"
-                yield name, _array_clips(source, rate, sample_rate, clip_samples)
+                yield unfinished.popleft()
+        yield from unfinished
 
     def _run_network(
-        self, clips: Iterator[tuple[_Track, Clip]]
+        self, step: Callable, clips: Iterator[tuple[_Track, Clip]]
     ) -> Iterator[tuple[_Track, Clip, np.ndarray]]:
-        """Adds each clip's log-probabilities `[genres]`; one batch runs while the next is decoded.
+        """Adds each clip's row of the step; one batch runs while the next is decoded.
 
         The last batch is filled up, so that there is one shape.
         """
@@ -234,17 +293,17 @@ class Predictor:
                 name: np.stack([clip.features[name] for _, clip in filled])
                 for name in self._network.module.inputs
             }
-            running.append((batch, self._predict_step(self._variables, stored)))
+            running.append((batch, step(self._variables, stored)))
             if len(running) > 1:
                 yield from _fetch(*running.popleft())
-        for step in running:
-            yield from _fetch(*step)
+        for last in running:
+            yield from _fetch(*last)
 
     def _result(self, track: _Track) -> Prediction:
         """What is said of a track whose clips have all been through the network."""
         if track.error is not None:
             return Prediction(track.name, track.error)
-        log_probs = np.stack(track.log_probs)
+        log_probs = np.stack(track.rows)
         mean = mean_log_probs(log_probs, np.zeros(len(log_probs)))[1][0]
         spectrogram = None
         if track.mels:
@@ -260,17 +319,6 @@ class Predictor:
             spectrogram=spectrogram,
             mel=self._mel if track.mels else None,
         )
-
-
-def find_files(paths: Iterable[str | os.PathLike]) -> Iterator[str]:
-    """Files as given, and the audio files below folders, sorted."""
-    for path in paths:
-        if os.path.isdir(path):
-            found = find_audio(path)
-            found.say_what_was_passed_over()
-            yield from found.audio
-        else:
-            yield os.fspath(path)
 
 
 def _decode(
@@ -311,40 +359,7 @@ def _next_clips(track: _Track) -> list[Clip]:
 
 
 def _fetch(
-    batch: list[tuple[_Track, Clip]], log_probs: jax.Array
+    batch: list[tuple[_Track, Clip]], rows: jax.Array
 ) -> Iterator[tuple[_Track, Clip, np.ndarray]]:
-    for (track, clip), row in zip(batch, np.asarray(log_probs), strict=False):
+    for (track, clip), row in zip(batch, np.asarray(rows), strict=False):
         yield track, clip, row
-
-
-def _is_one(sources: Any) -> bool:
-    """Whether this is one source, not several: a path, an array, or a rate with an array."""
-    if isinstance(sources, str | os.PathLike | np.ndarray | jax.Array):
-        return True
-    return (
-        isinstance(sources, tuple)
-        and len(sources) == 2
-        and isinstance(sources[0], int)
-        and isinstance(sources[1], np.ndarray | jax.Array)
-    )
-
-
-def _array_clips(
-    source: Any, rate: int | None, sample_rate: int, clip_samples: int
-) -> Iterator[audio.AudioClip]:
-    """The clips of an array, or of a rate with an array; anything else is an InputError."""
-    if _is_one(source) and isinstance(source, tuple):
-        rate, source = source
-        _check_rate(rate)
-    if not isinstance(source, np.ndarray | jax.Array):
-        raise InputError(f"{type(source).__name__}: need a path, an array, or (rate, array)")
-    if rate is None:
-        raise InputError("sample_rate is missing: an array does not tell it")
-    blocks = audio.array_blocks(np.asarray(source), rate, sample_rate)
-    yield from audio.cut_clips(blocks, sample_rate, clip_samples)
-
-
-def _check_rate(rate: int | None) -> None:
-    """Raises InputError for a rate that is no number above 0."""
-    if rate is not None and not (isinstance(rate, int | np.integer) and rate > 0):
-        raise InputError(f"sample_rate={rate!r}: need a whole number above 0, in Hz")

@@ -155,19 +155,31 @@ def class_weights(labels: np.ndarray, classes: int) -> np.ndarray:
 def predict_step(variables: Mapping, batch: Mapping[str, jax.Array], network: Network) -> jax.Array:
     """Log-probabilities of the whole batch, on every replica: `[batch, classes] float32`."""
 
-    def logits(stored):
-        return network.module.apply(variables, *network.inputs(stored).values(), train=False)
+    def log_probs(stored):
+        inputs = network.inputs(stored).values()
+        return jax.nn.log_softmax(network.module.apply(variables, *inputs, train=False))
 
+    return over_clips(log_probs, batch, network)
+
+
+def over_clips(function: Callable, batch: Mapping[str, jax.Array], network: Network) -> jax.Array:
+    """A function's results for the whole batch, on every replica: `[batch, width]`.
+
+    Args:
+        function: from stored features `[clips, ...]` to `[clips, width]`.
+        batch: one replica's part of the stored features.
+        network: says which features it reads, and how many clips a CPU takes at once.
+    """
     stored = {name: batch[name] for name in network.module.inputs}
     (size,) = {len(array) for array in stored.values()}
     clips_at_once = network.module.clips_at_once
     at_once = math.gcd(size, clips_at_once) if clips_at_once and on_cpu() else size
     if at_once < size:  # one after another
         parts = jax.tree.map(lambda x: x.reshape(-1, at_once, *x.shape[1:]), stored)
-        outputs = jax.lax.map(logits, parts).reshape(size, -1)
+        outputs = jax.lax.map(function, parts).reshape(size, -1)
     else:
-        outputs = logits(stored)
-    return jax.lax.all_gather(jax.nn.log_softmax(outputs), parallel.AXIS, tiled=True)
+        outputs = function(stored)
+    return jax.lax.all_gather(outputs, parallel.AXIS, tiled=True)
 
 
 def compile_predict_step(network: Network) -> Callable:

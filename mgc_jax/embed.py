@@ -1,0 +1,93 @@
+"""A vector for every song of a library, from a trained run: an index for `mgc_jax similar`.
+
+    python -m mgc_jax.embed --workdir=runs/densenet my_music/ --output=songs.npz
+
+The vector is what the network has before its classifier, the mean over the file's clips. songs.npz
+holds `paths [songs] str`, absolute, and `vectors [songs, channels] float32`; numpy.load reads it.
+While the command runs, the folder songs.part grows; after a kill the same command goes on from it,
+and files that changed since are done again. Bad files are reported on stderr and the rest go on;
+the exit code is 1 if any was bad.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+from mgc_jax import cli, console
+from mgc_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from mgc_jax.predictor import Predictor
+    from mgc_jax.results.song_index import GrowingIndex
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines this command's flags."""
+    cli.define_path("workdir", None, "Workdir of the run whose best checkpoint embeds.")
+    cli.define_path("output", "songs.npz", "Index to write; should end in .npz.")
+    flags.DEFINE_integer("batch_size", 8, "Clips a step; changes the speed only.", lower_bound=1)
+
+
+def main(argv: list[str]) -> None:
+    """Embeds the files and folders named as arguments."""
+    output = Path(FLAGS.output)
+    if not FLAGS.workdir:
+        raise InputError("--workdir=... is missing: the folder of a trained run")
+    if output.suffix != ".npz":
+        raise InputError(f"--output={output}: it should end in .npz")
+    if missing := [path for path in argv[1:] if not os.path.exists(path)]:
+        raise InputError(f"no such file or folder: {missing[0]}")
+    # Not at the top: they take a second, and --help none.
+    from mgc_jax.predictor import find_files, load
+    from mgc_jax.results.song_index import GrowingIndex
+
+    files = list(dict.fromkeys(os.path.abspath(path) for path in find_files(argv[1:])))
+    if not files:
+        raise InputError("no audio files: name files, or folders that hold some")
+    predictor = load(FLAGS.workdir, FLAGS.batch_size)
+    if predictor.notice:
+        console.log.warning("%s was %s", FLAGS.workdir, predictor.notice)
+    about = {"network": predictor.fingerprint, "workdir": os.path.abspath(FLAGS.workdir)}
+    try:
+        with GrowingIndex(output, predictor.fingerprint, predictor.embedding_size) as index:
+            _embed(predictor, files, index)
+            failed = index.errors(files)
+            count = index.finish(files, about)
+    except OSError as error:
+        raise InputError(f"cannot write to --output={output}: {error.strerror}") from None
+    console.log.info("index %s: %d songs", output, count)
+    if failed:
+        raise InputError(f"{len(failed)} of {len(files)} files could not be used")
+
+
+def _embed(predictor: "Predictor", files: list[str], index: "GrowingIndex") -> None:
+    """Adds the files that the index lacks; says which cannot be used."""
+    from mgc_jax.results.song_index import stamp_of
+
+    stamps = {path: stamp_of(path) for path in files if not index.has(path)}
+    if len(stamps) < len(files):
+        done = len(files) - len(stamps)
+        console.log.info("%d of %d files are done already: going on", done, len(files))
+        for path, error in index.errors(set(files) - set(stamps)).items():
+            _report(path, error)
+    bar = console.progress_bar(total=len(stamps), description="embedding", unit="file", leave=False)
+    with bar:
+        for result in predictor.stream_embeddings(list(stamps)):
+            index.add(result.source, stamps[result.source], result.vector, result.error)
+            if result.error is not None:
+                with bar.external_write_mode():
+                    _report(result.source, result.error)
+            bar.update()
+
+
+def _report(path: str, error: str) -> None:
+    print(f"error: {console.shown(path)}: {error}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    cli.run("embed")
