@@ -15,13 +15,14 @@ import pytest
 from conftest import ROOT, call, write_audio
 
 import mgc_jax
+from mgc_jax.configs import default
 from mgc_jax.data.clips import iter_clips
 from mgc_jax.errors import InputError
 from mgc_jax.models import MODELS
 from mgc_jax.results import song_index
 from mgc_jax.results.song_index import GrowingIndex, SongIndex, part_folder, stamp_of
 from mgc_jax.training import embedding
-from mgc_jax.training.network import load_run
+from mgc_jax.training.network import Network, load_run
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +52,7 @@ def index(workdir, music, tmp_path_factory):
 
 
 def test_classifier_of_the_embedding_gives_the_prediction(workdir, network, music):
-    """Clip by clip, with NumPy: what is before the classifier, through its weights, is the logits.
-
-    By the classifier's weights the mean over the clips then gives the mean of their logits.
-    """
+    """The classifier is linear: of the mean over clips it gives the mean of the clips' logits."""
     _, variables, _ = load_run(workdir)
     classifier = variables["params"]["head"]["classifier"]
     for result in network.embed([music]):
@@ -76,23 +74,19 @@ def by_hand(workdir, path):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_network_has_an_embedding(name, network):
-    """In the shapes that its class gives; the logits are the classifier's of it."""
-    from mgc_jax.configs import default
-    from mgc_jax.training.network import Network
-
+def test_every_network_has_an_embedding(name):
+    """Of the width that the tables at the heads of the networks' files give."""
     config = default.get_config()
     config.model = name
     made = Network.from_config(config, ["one", "other", "third"])
     stored = {f.name: jnp.zeros((8, *f.shape), f.dtype) for f in made.features}
-    step = embedding.compile_embed_step(made)
-    found = jax.eval_shape(step, made.shapes, stored)
+    found = jax.eval_shape(embedding.compile_embed_step(made), made.shapes, stored)
+    assert found.dtype == jnp.float32
+    assert found.shape == (8, embedding.size_of(made))
     widths = {"baseline_a_1d": 150, "baseline_a_2d": 150, "baseline_b": 150}
     widths |= {"densenet": 1024, "fusionnet": 1536}
-    assert found.dtype == jnp.float32
-    assert found.shape == (8, embedding.size_of(made)) and found.shape[1] == widths.get(
-        name, found.shape[1]
-    )
+    if name in widths:
+        assert found.shape[1] == widths[name]
 
 
 def test_a_network_without_a_classifier_is_refused_in_one_line():
@@ -194,6 +188,7 @@ def test_damage_of_a_growing_index_is_cut_off(tmp_path):
                     growing.add(path, stamp_of(path), vector, None)
                 if cut == len(content) // 2:
                     assert 0 < len(kept) < 4
+            with GrowingIndex(output, "n", 3) as growing:  # what was added stands in whole lines
                 assert growing.finish(paths, {"network": "n"}) == 4
             np.testing.assert_array_equal(np.load(output)["vectors"], vectors)
             part_folder(output).mkdir()

@@ -15,6 +15,7 @@ While it is made, a folder beside it grows: `songs.jsonl` with a line for each f
 import contextlib
 import dataclasses
 import fcntl
+import itertools
 import json
 import os
 import zipfile
@@ -172,14 +173,14 @@ class GrowingIndex:
         for line in self._lines:
             row = _parsed(line)
             try:
-                stamp = tuple(map(int, row["stamp"]))
+                size, time = map(int, row["stamp"])
                 has_vector = row["error"] is None
                 name = str(row["path"])
             except (KeyError, TypeError, ValueError):
                 break
             if not line.endswith(b"\n") or (has_vector and count == whole):
                 break
-            self._done[name] = _Row(stamp, count if has_vector else None, row["error"])
+            self._done[name] = _Row((size, time), count if has_vector else None, row["error"])
             count += has_vector
             kept += len(line)
         self._lines.truncate(kept)
@@ -288,9 +289,7 @@ class SongIndex:
         left_out = set(without)
         cosines = self.cosines(vector)
         order = (i for i in np.argsort(-cosines, kind="stable") if self.paths[i] not in left_out)
-        return [
-            (self.paths[i], float(cosines[i])) for i, _ in zip(order, range(count), strict=False)
-        ]
+        return [(self.paths[i], float(cosines[i])) for i in itertools.islice(order, count)]
 
     def _blocks(self) -> Iterator[np.ndarray]:
         """The vectors, some thousand at a time: `[block, channels] float32`."""

@@ -63,5 +63,5 @@ def fingerprint(variables: Mapping) -> str:
     digest = hashlib.sha256()
     for path, array in sorted(flatten_dict(parallel.to_host(variables)).items()):
         digest.update(repr((path, array.dtype.str, array.shape)).encode())
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
