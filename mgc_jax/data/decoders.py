@@ -26,7 +26,7 @@ _CUT_OFF = 0.9
 _UNKNOWN_WAV_LENGTH = 0x7FFF0000
 # What libsndfile says of a length that the file does not tell: FLAC and streams.
 _UNKNOWN_FRAMES = 2**60
-_HEAD = 2**16  # bytes that tell what a file is
+_HEAD = 2**14  # bytes that tell what a file is
 _JOINT = 4096  # bytes after the end of an MP3 that tell whether another one follows
 # First bytes of what FFmpeg reads and libsndfile does not.
 _FOR_FFMPEG = {
