@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import train
 
+import mgc_jax
 from mgc_jax.configs import default
 from mgc_jax.data import input_pipeline
 from mgc_jax.data.input_pipeline import open_dataset
@@ -168,3 +169,27 @@ def test_the_report_knows_the_data(run):
     found = files.read_facts(workdir)["data"]["fingerprint"]
     assert found == dataset.fingerprint()["hash"] == files.read_data(workdir)["hash"]
     train(config, workdir)  # the run goes on being of these data
+
+
+def test_read_only_runs_show_their_scores(run, caplog, monkeypatch):
+    """As root may write anywhere, the answer of the system is posed."""
+    from mgc_jax import console
+
+    config, workdir = run
+    monkeypatch.setattr(console.log, "propagate", True)
+    caplog.set_level("INFO", "mgc_jax")
+    before = (workdir / "report" / "index.html").stat().st_mtime_ns
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    train_and_evaluate(config, workdir, training=False, command="x")
+    assert "read-only" in caplog.text and "track level" in caplog.text
+    assert (workdir / "report" / "index.html").stat().st_mtime_ns == before
+    with pytest.raises(InputError, match="permission denied"):
+        train_and_evaluate(config, workdir, training=True, command="x")
+
+
+def test_networks_of_the_demo_say_so(run):
+    config, workdir = run
+    assert mgc_jax.load(workdir).notice is None
+    config.dataset = "demo"
+    files.write_config(workdir, json.loads(config.to_json()))
+    assert "synthesised music" in mgc_jax.load(workdir).notice
