@@ -40,6 +40,10 @@ _FOR_FFMPEG = {
     b"FLV": "Flash video",
     b".RMF": "RealAudio",
 }
+# First bytes of what libsndfile reads if it knows the codec inside; FFmpeg knows more of them.
+_FOR_BOTH = (b"OggS", b"RIFF", b"caff", b"FORM")
+# Containers, by FFmpeg's names, whose headers tell a length.
+_ANNOUNCING = ("matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2", "tta", "wv")
 
 
 class DamagedError(InputError):
@@ -82,11 +86,18 @@ def open_audio(path: str | os.PathLike) -> Iterator[Decoded]:
         file = stack.enter_context(_open_file(os.fspath(path)))
         head = _read_head(file)
         if _needs_ffmpeg(file, head):
-            yield stack.enter_context(_open_ffmpeg(file))
+            yield stack.enter_context(_open_ffmpeg(file, _is_mp3(head)))
         elif _is_mp3_of_unknown_length(head):
             yield stack.enter_context(_open_as_pipe(file))
         else:
-            yield stack.enter_context(_open_sndfile(file))
+            try:
+                decoded = stack.enter_context(_open_sndfile(file))
+            except InputError:
+                if not head.startswith(_FOR_BOTH):
+                    raise
+                file.seek(0)
+                decoded = stack.enter_context(_open_ffmpeg(file, False))
+            yield decoded
 
 
 @contextlib.contextmanager
@@ -121,7 +132,7 @@ def _open_file(path: str) -> Iterator[BinaryIO]:
 
 
 def _read_head(file: BinaryIO) -> bytes:
-    """The first bytes after an ID3 tag, which any kind of file may begin with."""
+    """The first bytes after ID3 tags, which any kind of file may begin with."""
     file.seek(_id3_size(file))
     head = file.read(_HEAD)
     file.seek(0)
@@ -201,24 +212,32 @@ def _is_joined_mp3(file: BinaryIO, head: bytes) -> bool:
         file.seek(place)
         after = file.read(_JOINT)
     file.seek(0)
-    return len(after) == _JOINT and (b"ID3" in after[:16] or head[:2] in after)
+    begins = b"ID3" in after[:16] or _is_mp3(after) or head[:2] in after
+    return len(after) == _JOINT and begins
 
 
 def _id3_size(file: BinaryIO) -> int:
-    """Bytes of the ID3 tag that a file begins with, 0 if there is none."""
+    """Bytes of the ID3 tags that a file begins with, 0 if there are none."""
+    size = 0
+    while True:
+        file.seek(size)
+        start = file.read(10)
+        if start[:3] != b"ID3" or len(start) < 10:
+            break
+        size += 10 + sum((byte & 0x7F) << (7 * (3 - i)) for i, byte in enumerate(start[6:]))
     file.seek(0)
-    start = file.read(10)
-    file.seek(0)
-    if start[:3] != b"ID3" or len(start) < 10:
-        return 0
-    return 10 + sum((byte & 0x7F) << (7 * (3 - i)) for i, byte in enumerate(start[6:]))
+    return size
+
+
+def _is_mp3(head: bytes) -> bool:
+    """Whether these bytes begin with the header of an MPEG audio frame, which AAC's is not."""
+    return len(head) > 4 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0 and head[1] & 0x06 != 0
 
 
 def _is_mp3_of_unknown_length(head: bytes) -> bool:
     """Whether an MP3 does not tell its length: libsndfile would guess it from the first frame."""
-    is_mp3 = len(head) > 4 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0 and head[1] & 0x06
     counts = _xing_counts(head)
-    return bool(is_mp3) and (counts is None or not counts[0])
+    return _is_mp3(head) and (counts is None or not counts[0])
 
 
 @contextlib.contextmanager
@@ -236,7 +255,11 @@ def _open_sndfile(file: BinaryIO) -> Iterator[Decoded]:
 
 @contextlib.contextmanager
 def _open_as_pipe(file: BinaryIO) -> Iterator[Decoded]:
-    """By libsndfile as from a pipe, where it cannot guess a length and reads to the end."""
+    """By libsndfile as from a pipe, where it cannot guess a length and reads to the end.
+
+    From the first frame on: through a pipe libsndfile passes over small ID3 tags only.
+    """
+    file.seek(_id3_size(file))
     reading, writing = os.pipe()
     feeder = threading.Thread(target=_feed, args=(file, writing), daemon=True)
     feeder.start()
@@ -285,10 +308,7 @@ def _read_sndfile(stream: _Stream) -> Iterator[np.ndarray]:
         yield block[:frames]
     announced = _announced_frames(stream)
     if decoded < _CUT_OFF * announced < _UNKNOWN_FRAMES:
-        seconds = [frames / stream.samplerate for frames in (decoded, announced)]
-        raise InputError(
-            "cut off: {:.1f} s of the {:.1f} s that its header announces".format(*seconds)
-        )
+        raise InputError(_cut_off(decoded / stream.samplerate, announced / stream.samplerate))
 
 
 def _announced_frames(stream: _Stream) -> float:
@@ -300,8 +320,8 @@ def _announced_frames(stream: _Stream) -> float:
 
 
 @contextlib.contextmanager
-def _open_ffmpeg(file: BinaryIO) -> Iterator[Decoded]:
-    """By FFmpeg: the first audio stream."""
+def _open_ffmpeg(file: BinaryIO, is_mp3: bool) -> Iterator[Decoded]:
+    """By FFmpeg: the first audio stream. It looks for MP3 frames in all that it does not know."""
     import av
 
     with contextlib.ExitStack() as stack:
@@ -309,7 +329,7 @@ def _open_ffmpeg(file: BinaryIO) -> Iterator[Decoded]:
             container = stack.enter_context(av.open(file))
         except (av.FFmpegError, ValueError) as error:
             raise InputError(f"cannot be decoded: {_ffmpeg_reason(error)}") from None
-        if not container.streams.audio:
+        if not container.streams.audio or (container.format.name == "mp3" and not is_mp3):
             raise InputError("cannot be decoded: no sound in it")
         rate = container.streams.audio[0].rate
         if not rate:
@@ -322,22 +342,57 @@ def _read_ffmpeg(container: Any, rate: int) -> Iterator[np.ndarray]:
 
     Raises:
         DamagedError: FFmpeg gives up in the middle.
+        InputError: there is less than the file really announces.
     """
     import av
 
-    resampler = av.AudioResampler(format="fltp", rate=rate)
-    decoded = 0
+    seconds = 0.0
     try:
-        for frame in container.decode(container.streams.audio[0]):
-            for piece in resampler.resample(frame):
-                decoded += piece.samples
-                yield piece.to_ndarray().T
-        for piece in resampler.resample(None):
-            decoded += piece.samples
+        for piece in _convert(_decode_packets(container), rate):
+            seconds += piece.samples / rate
             yield piece.to_ndarray().T
     except (av.FFmpegError, ValueError) as error:
-        seconds = decoded / rate
         raise DamagedError(f"damaged after {seconds:.1f} s: {_ffmpeg_reason(error)}") from None
+    # With pictures in it, a length may be the pictures'.
+    only_sound = len(container.streams) == len(container.streams.audio)
+    if container.format.name in _ANNOUNCING and only_sound:
+        announced = (container.duration or 0) / av.time_base
+        if seconds < _CUT_OFF * announced:
+            raise InputError(_cut_off(seconds, announced))
+
+
+def _decode_packets(container: Any) -> Iterator[Any]:
+    """The frames of the first audio stream. Between joined MP3s are tags, which hold none."""
+    import av
+
+    for packet in container.demux(container.streams.audio[0]):
+        try:
+            yield from packet.decode()
+        except av.InvalidDataError:
+            if container.format.name != "mp3":
+                raise
+
+
+def _convert(frames: Iterator[Any], rate: int) -> Iterator[Any]:
+    """Frames as planes of float32, in one rate and the channels of the first of them."""
+    import av
+
+    layout = shape = resampler = None
+    for frame in frames:
+        found = (frame.sample_rate, frame.layout.name)
+        if shape != found:  # joined files need not be alike
+            if resampler:
+                yield from resampler.resample(None)
+            shape = found
+            layout = layout or frame.layout.name
+            resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
+        yield from resampler.resample(frame)
+    if resampler:
+        yield from resampler.resample(None)
+
+
+def _cut_off(seconds: float, announced: float) -> str:
+    return f"cut off: {seconds:.1f} s of the {announced:.1f} s that its header announces"
 
 
 def _reason(error: Exception) -> str:
