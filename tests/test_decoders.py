@@ -137,15 +137,15 @@ def test_pictures_and_pages_with_tags_are_refused(tmp_path):
             load_audio(tmp_path / "x.mp3", RATE)
 
 
-@pytest.mark.parametrize("subtype,tolerance", [("VORBIS", 0.1), ("OPUS", 0.1)])
-def test_many_chained_streams(tmp_path, subtype, tolerance):
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_many_chained_streams(tmp_path, subtype):
     content = b""
     for seconds in (2, 3, 4, 2):
         samples = np.random.default_rng(0).normal(size=(seconds * 48000, 2)) * 0.1
         soundfile.write(tmp_path / "x.ogg", samples, 48000, format="OGG", subtype=subtype)
         content += (tmp_path / "x.ogg").read_bytes()
     (tmp_path / "x.ogg").write_bytes(content)
-    assert len(load_audio(tmp_path / "x.ogg", RATE)) / RATE == pytest.approx(11, abs=tolerance)
+    assert len(load_audio(tmp_path / "x.ogg", RATE)) / RATE == pytest.approx(11, abs=0.1)
 
 
 def test_flac_and_ogg_behind_a_tag(tmp_path):

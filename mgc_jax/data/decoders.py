@@ -152,8 +152,7 @@ def _needs_ffmpeg(file: BinaryIO, head: bytes) -> bool:
 def _is_chained_ogg(file: BinaryIO) -> bool:
     """Whether a stream begins after another one has, by the headers of all pages."""
     file.seek(0)
-    begun = False
-    chained = False
+    begun = chained = False
     while not chained:
         header = file.read(27)
         if len(header) < 27 or header[:4] != b"OggS":
@@ -192,9 +191,8 @@ def _xing_counts(head: bytes) -> tuple[int | None, int | None] | None:
     if place < 0 or len(head) < place + 16:
         return None
     flags, *numbers = struct.unpack(">3I", head[place + 4 : place + 16])
-    numbers = iter(numbers)
-    frames = next(numbers) if flags & 1 else None
-    size = next(numbers) if flags & 2 else None
+    frames = numbers.pop(0) if flags & 1 else None
+    size = numbers.pop(0) if flags & 2 else None
     return frames, size
 
 
@@ -212,8 +210,7 @@ def _is_joined_mp3(file: BinaryIO, head: bytes) -> bool:
         file.seek(place)
         after = file.read(_JOINT)
     file.seek(0)
-    begins = b"ID3" in after[:16] or _is_mp3(after) or head[:2] in after
-    return len(after) == _JOINT and begins
+    return len(after) == _JOINT and (b"ID3" in after[:16] or _is_mp3(after) or head[:2] in after)
 
 
 def _id3_size(file: BinaryIO) -> int:
