@@ -33,6 +33,7 @@ def quiet_orbax() -> None:
     """Keeps orbax from showing tracebacks of what it then raises; before checkpoints are opened."""
     sys.unraisablehook = _show_error
     logging.getLogger("absl").addFilter(_is_not_orbax)
+    logging.getLogger("asyncio").addFilter(_is_retrieved)
 
 
 def hide_gpus_from_tensorflow() -> None:
@@ -51,6 +52,11 @@ def _show_thread_error(thread: threading.ExceptHookArgs) -> None:
 def _is_not_orbax(record: logging.LogRecord) -> bool:
     """orbax logs with a traceback what it then raises."""
     return "orbax" not in record.pathname
+
+
+def _is_retrieved(record: logging.LogRecord) -> bool:
+    """Of several reads that fail in one checkpoint, orbax raises one and forgets the others."""
+    return "exception was never retrieved" not in record.getMessage()
 
 
 def _show_error(unraisable: Any) -> None:
