@@ -8,7 +8,8 @@ exported/model.json           genres, sample rate and samples of a clip
 
 Both are one function: clips `[batch, samples] float32`, mono in [-1, 1], to probabilities
 `[batch, genres] float32`, for any batch. Inside, features are rounded as they are for training.
-README.md shows how to call them. A file's prediction is the mean of its clips' log-probabilities.
+docs/export.md shows how to call them. A file's prediction is the mean of its clips'
+log-probabilities.
 """
 
 from pathlib import Path

@@ -2,7 +2,7 @@
 
     python -m mgc_jax.prepare --config=configs/densenet.py --audio_dir=data/fma_small
     python -m mgc_jax.prepare --config=configs/densenet.py --download
-    python -m mgc_jax.prepare --config=configs/densenet.py --config.dataset=audio_folder \
+    python -m mgc_jax.prepare --config=configs/densenet.py --config.dataset=audio_folder \\
         --audio_dir=music  (one folder a genre)
 
 Fills tfrecords/<data set>/<features>/; skipped.csv there lists the tracks that could not be used.
@@ -70,7 +70,12 @@ def define_flags() -> None:
         upper_bound=1,
     )
     cli.define_path("data_dir", None, "Where TFRecords go; default: config.data_dir.")
-    flags.DEFINE_integer("workers", os.cpu_count(), "Processes that decode audio.", lower_bound=1)
+    flags.DEFINE_integer(
+        "workers",
+        None,
+        "Processes that decode audio; default: one for each core.",
+        lower_bound=1,
+    )
     flags.DEFINE_string(
         "beam_runner",
         None,
@@ -103,7 +108,7 @@ def main(argv: list[str]) -> None:
         labels=FLAGS.labels,
         group_by=FLAGS.group_by,
         max_skipped=FLAGS.max_skipped,
-        workers=FLAGS.workers,
+        workers=FLAGS.workers or os.cpu_count(),
         beam_runner=FLAGS.beam_runner,
         beam_options=FLAGS.beam_options,
     )

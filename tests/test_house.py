@@ -4,6 +4,7 @@ import ast
 import doctest
 import importlib
 import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -150,3 +151,9 @@ def test_first_reading_is_short():
         lines = (ROOT / name).read_text().splitlines()
         count += sum(1 for line in lines if not re.match(r"\s*#", line))
     assert count < 850
+
+
+def test_reference_is_current():
+    reference = runpy.run_path(str(ROOT / "docs" / "reference.py"))
+    written = reference["PAGE"].read_text()
+    assert written == reference["page"](), "run: python docs/reference.py"
