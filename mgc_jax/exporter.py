@@ -25,12 +25,13 @@ def export_run(workdir: str | os.PathLike, out: Path) -> None:
         InputError: the workdir holds no run or no finished epoch.
         OSError: a file cannot be written.
     """
-    network, variables, _ = load_run(workdir)
+    network, variables, _, temperature = load_run(workdir)
     audio = network.features[0].audio
 
     def probabilities(clips):
         inputs = [f.network_input(f.encode_on_device(clips)) for f in network.features]
-        return jax.nn.softmax(network.module.apply(variables, *inputs, train=False))
+        logits = network.module.apply(variables, *inputs, train=False)
+        return jax.nn.softmax(logits / temperature)
 
     # The log-mel is float64, which leaves the least to rounding on any platform.
     with jax.enable_x64(True):

@@ -31,6 +31,7 @@ from mgc_jax.data.features import Feature, Mel
 from mgc_jax.data.opening import Source, open_sources
 from mgc_jax.data.opening import find_files as find_files  # the commands take it from here
 from mgc_jax.errors import InputError
+from mgc_jax.results.calibration import apply_temperature
 from mgc_jax.results.metrics import mean_log_probs
 from mgc_jax.training import embedding
 from mgc_jax.training.network import TrainedRun, load_run
@@ -162,6 +163,7 @@ class Predictor:
         # What is to be said beside every answer, or None.
         self.notice = DEMO_NOTICE if network.config.dataset == "demo" else None
         self._network = network
+        self._temperature = run.temperature
         self._audio = network.features[0].audio
         # What a spectrogram is drawn of: the network's own picture, where it sees one.
         mels = [feature for feature in network.features if isinstance(feature, Mel)]
@@ -303,7 +305,7 @@ class Predictor:
         """What is said of a track whose clips have all been through the network."""
         if track.error is not None:
             return Prediction(track.name, track.error)
-        log_probs = np.stack(track.rows)
+        log_probs = apply_temperature(np.stack(track.rows), self._temperature)
         mean = mean_log_probs(log_probs, np.zeros(len(log_probs)))[1][0]
         spectrogram = None
         if track.mels:

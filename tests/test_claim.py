@@ -149,7 +149,7 @@ def test_genres_are_matched_by_name(run, caplog, monkeypatch):
     monkeypatch.setattr(console.log, "propagate", True)
     caplog.set_level("INFO", "mgc_jax")
     config, workdir = run
-    network, variables, _ = load_run(workdir)
+    network, variables, *_ = load_run(workdir)
     ours = ["Zydeco", *network.genres[:3]]
     fresh = Network.from_config(config, ours).init()
     loaded = load_weights(workdir, config.model, fresh, ours)

@@ -53,7 +53,7 @@ def index(workdir, music, tmp_path_factory):
 
 def test_classifier_of_the_embedding_gives_the_prediction(workdir, network, music):
     """The classifier is linear: of the mean over clips it gives the mean of the clips' logits."""
-    _, variables, _ = load_run(workdir)
+    _, variables, *_ = load_run(workdir)
     classifier = variables["params"]["head"]["classifier"]
     for result in network.embed([music]):
         if result.source.endswith("bad.mp3"):
@@ -68,7 +68,7 @@ def test_classifier_of_the_embedding_gives_the_prediction(workdir, network, musi
 
 def by_hand(workdir, path):
     """One file's clips through the network, without batches: `[clips, genres]` logits."""
-    network, variables, _ = load_run(workdir)
+    network, variables, *_ = load_run(workdir)
     mel = np.stack([clip.features["mel"] for clip in iter_clips(path, network.features)])
     return np.asarray(network.module.apply(variables, mel / np.float32(255) * 2 - 1, train=False))
 

@@ -134,7 +134,15 @@ def test_no_two_classes_differ_by_a_plural():
 
 
 @pytest.mark.parametrize(
-    "name", ["predictor", "results.metrics", "data.features", "data.spectrum", "data.audio"]
+    "name",
+    [
+        "predictor",
+        "results.metrics",
+        "results.calibration",
+        "data.features",
+        "data.spectrum",
+        "data.audio",
+    ],
 )
 def test_examples_in_docstrings_hold(name):
     found = doctest.testmod(importlib.import_module(f"mgc_jax.{name}"))

@@ -45,10 +45,10 @@ def music(tmp_path_factory):
 
 def by_hand(workdir, path):
     """One file's clips through the network, without batches; log-probabilities."""
-    network, variables, _ = load_run(workdir)
+    network, variables, _, temperature = load_run(workdir)
     mel = np.stack([clip.features["mel"] for clip in iter_clips(str(path), network.features)])
     logits = network.module.apply(variables, mel / np.float32(255) * 2 - 1, train=False)
-    return np.asarray(jax.nn.log_softmax(logits))
+    return np.asarray(jax.nn.log_softmax(logits / temperature))
 
 
 @pytest.mark.parametrize("batch_size", [3, 8])

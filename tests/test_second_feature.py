@@ -111,7 +111,7 @@ def test_from_mp3_to_logits(two_mels, corpus, tmp_path, monkeypatch):
     write_genres(tmp_path / "run", dataset.genres)
     (found,) = mgc_jax.load(tmp_path / "run").predict(path)
     assert sum(found.ranking.values()) == pytest.approx(1)
-    network, variables, _ = load_run(tmp_path / "run")
+    network, variables, *_ = load_run(tmp_path / "run")
     batch = split.gather(np.arange(2))
     logits = network.module.apply(variables, *network.inputs(batch).values(), train=False)
     assert logits.shape == (2, 8) and np.isfinite(logits).all()

@@ -127,7 +127,7 @@ def flip(path: Path, place: float) -> None:
 @pytest.mark.parametrize("place", [0.3, 0.5, 0.8])
 def test_a_changed_bit_in_a_checkpoint_is_noticed(run, caplog, monkeypatch, place):
     monkeypatch.setattr(console.log, "propagate", True)
-    _, variables, epoch = load_run(run)
+    _, variables, epoch, _ = load_run(run)
     newest = run / "checkpoints" / "best" / str(epoch)
     flip(max(arrays_of(newest), key=lambda path: path.stat().st_size), place)
     older = len(list((run / "checkpoints" / "best").iterdir())) > 1
@@ -140,7 +140,7 @@ def test_a_changed_bit_in_a_checkpoint_is_noticed(run, caplog, monkeypatch, plac
 
 
 def test_a_checkpoint_of_another_run_is_noticed(run, tmp_path):
-    _, variables, epoch = load_run(run)
+    _, variables, epoch, _ = load_run(run)
     data = json.loads((run / "data.json").read_text())
     (run / "data.json").write_text(json.dumps(data | {"run": "another"}))
     with pytest.raises(InputError, match="can be read .*it is of another run"):

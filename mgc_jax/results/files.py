@@ -2,6 +2,7 @@
 
     config.json genres.json data.json         what was trained on what; made before the training
     metrics.jsonl                             the log of it
+    calibration.json                          the temperature, fitted after the training
     report/metrics.json predictions.csv       scores, and what they were computed from
     report/run.json index.html *.png          the page, and the facts on it
 
@@ -20,6 +21,7 @@ import numpy as np
 from mgc_jax import console
 from mgc_jax.errors import InputError
 from mgc_jax.files import read_json, replacing, write_bytes, write_text
+from mgc_jax.results.calibration import apply_temperature
 from mgc_jax.results.metrics import (
     SCORES,
     SplitPredictions,
@@ -30,6 +32,7 @@ from mgc_jax.results.metrics import (
 )
 
 CONFIG, GENRES, DATA, LOG = "config.json", "genres.json", "data.json", "metrics.jsonl"
+CALIBRATION = "calibration.json"
 REPORT, METRICS, PREDICTIONS = "report", "metrics.json", "predictions.csv"
 FACTS, PAGE = "run.json", "index.html"
 _COLUMNS = ["track_id", "clip", "label", "prediction"]
@@ -77,6 +80,28 @@ def read_data(workdir: str | os.PathLike) -> dict[str, str] | None:
     return read_json(path, dict, [("hash",), ("summary",)], fix=_FIX_RUN)
 
 
+def write_calibration(workdir: str | os.PathLike, epoch: int, temperature: float) -> None:
+    """Writes the temperature that was fitted for the weights of an epoch."""
+    found = {"epoch": epoch, "temperature": temperature}
+    write_text(Path(workdir, CALIBRATION), json.dumps(found))
+
+
+def read_temperature(workdir: str | os.PathLike, epoch: int) -> float:
+    """The temperature for the weights of an epoch; 1 where none was fitted for them.
+
+    Workdirs of versions before 0.2 have none, and those of runs that are trained longer that of
+    another epoch.
+    """
+    path = Path(workdir, CALIBRATION)
+    if not path.exists():
+        return 1.0
+    found = read_json(path, dict, [("epoch",), ("temperature",)], fix=_FIX_RUN)
+    temperature = found["temperature"]
+    if not isinstance(temperature, int | float) or not 0 < temperature < float("inf"):
+        raise InputError(f"{path}: temperature={temperature!r} is no number above 0: {_FIX_RUN}")
+    return float(temperature) if found["epoch"] == epoch else 1.0
+
+
 def read_log(workdir: str | os.PathLike) -> list[dict]:
     """The lines of `metrics.jsonl`, none where there is no such file.
 
@@ -115,23 +140,31 @@ def write_evaluation(
 ) -> dict:
     """Scores test predictions and writes `report/metrics.json` and `report/predictions.csv`.
 
+    All scores and probabilities are those at the run's temperature.
+
     Args:
         workdir: of the run.
-        predictions: clip by clip.
+        predictions: clip by clip, at temperature 1.
         genres: in label order.
         epoch: whose weights predicted.
         paths: audio file of each track id; those that are missing stay empty.
 
     Returns:
-        What `metrics.json` holds: `split`, `epoch`, and of `clip` and `track` the scores, with
-        `intervals`, `{score: [low, high]}`: 95% intervals, bootstrapped over tracks.
+        What `metrics.json` holds: `split`, `epoch`, `temperature`, and of `clip` and `track` the
+        scores, with `intervals`, `{score: [low, high]}`: 95% intervals, bootstrapped over tracks,
+        and `uncalibrated`, those scores that the temperature changes as they would be without it.
     """
     report = Path(workdir, REPORT)
-    scores = {"split": "test", "epoch": epoch}
-    levels = {"clip": predictions, "track": track_predictions(predictions)}
-    for level, rows in levels.items():
+    temperature = read_temperature(workdir, epoch)
+    scores = {"split": "test", "epoch": epoch, "temperature": temperature}
+    raw = predictions
+    predictions = raw._replace(log_probs=apply_temperature(raw.log_probs, temperature))
+    for level, join in (("clip", lambda clips: clips), ("track", track_predictions)):
+        rows = join(predictions)
         intervals = {name: interval(values) for name, values in bootstrap(rows).items()}
+        before = classification_metrics(join(raw), genres)
         scores[level] = classification_metrics(rows, genres) | {"intervals": intervals}
+        scores[level]["uncalibrated"] = {name: before[name] for name in ("loss", "ece")}
     write_text(report / METRICS, json.dumps(scores, indent=2))
     _write_predictions(report / PREDICTIONS, predictions, genres, paths or {})
     return scores

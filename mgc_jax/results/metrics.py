@@ -172,8 +172,14 @@ def mean_log_probs(log_probs: np.ndarray, groups: np.ndarray) -> tuple[np.ndarra
         [[0.75, 0.25]]
     """
     names, owner = np.unique(groups, return_inverse=True)
-    mean = _sum_by(owner, log_probs.T, len(names)).T / np.bincount(owner)[:, None]
-    return names, mean - np.logaddexp.reduce(mean, axis=1, keepdims=True)
+    return names, normalised(
+        _sum_by(owner, log_probs.T, len(names)).T / np.bincount(owner)[:, None]
+    )
+
+
+def normalised(log_probs: np.ndarray) -> np.ndarray:
+    """Rows `[n, classes]` whose exponentials sum to one."""
+    return log_probs - np.logaddexp.reduce(log_probs, axis=1, keepdims=True)
 
 
 def _scores(predictions: SplitPredictions, weights: np.ndarray) -> tuple[dict, dict, np.ndarray]:

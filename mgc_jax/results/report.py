@@ -67,7 +67,7 @@ the cells of up to 30 genres.</p>
 <p class="soft">Training values are means over an epoch; the dotted line is the epoch kept, that of
 the lowest validation loss. Calibration: of the predictions made with some probability, that share
 should be right. The error is the mean distance from the diagonal over predictions, in {bins} bins
-of equal width.</p>
+of equal width.</p>{calibration}
 <h2>Most confident mistakes</h2>{mistakes}
 <h2>What the network sees</h2>{spectrograms}
 <h2>Data</h2><p>{read}</p>{splits}{skipped}
@@ -113,6 +113,7 @@ def write_report(
         **_score_places(metrics, genres),
         **_source_places(config, metrics, data),
         **_picture_places(drawn),
+        calibration=_calibration(metrics),
         mistakes=_mistakes(track_predictions(predictions), genres, names or {}),
         **_data_places(data),
         **_run_places(config, data, run, log),
@@ -245,6 +246,19 @@ def _picture_places(drawn: Mapping[str, bytes]) -> dict[str, str]:
         ),
         "bins": str(CALIBRATION_BINS),
     }
+
+
+def _calibration(metrics: Mapping) -> str:
+    """What the temperature did; nothing for scores of versions before 0.2."""
+    if "temperature" not in metrics:
+        return ""
+    rows = [
+        (f"{SCORES[key]}, {level}s", metrics[level]["uncalibrated"][key], metrics[level][key])
+        for key in ("loss", "ece")
+        for level in ("track", "clip")
+    ]
+    caption = f"Temperature {metrics['temperature']:.3g}, fitted on the validation tracks"
+    return page.table(caption, ("Score", "Before", "After"), rows)
 
 
 def _mistakes(tracks: SplitPredictions, genres: Sequence[str], names: Mapping[int, str]) -> str:

@@ -17,7 +17,7 @@ from mgc_jax.configs import default
 from mgc_jax.data.features import Feature, make_features
 from mgc_jax.errors import InputError
 from mgc_jax.models import count_parameters, create_model
-from mgc_jax.results.files import CONFIG, GENRES, read_config, read_genres
+from mgc_jax.results.files import CONFIG, GENRES, read_config, read_genres, read_temperature
 from mgc_jax.training.checkpoints import Checkpoints
 
 
@@ -84,11 +84,15 @@ class Network:
 
 
 class TrainedRun(NamedTuple):
-    """What a workdir holds of a run: its network with the weights of its best epoch."""
+    """What a workdir holds of a run: its network with the weights of its best epoch.
+
+    `temperature` is what the network's logits are to be divided by: see `results.calibration`.
+    """
 
     network: Network
     variables: dict
     epoch: int
+    temperature: float = 1.0
 
 
 def load_run(workdir: str | os.PathLike) -> TrainedRun:
@@ -112,7 +116,8 @@ def load_run(workdir: str | os.PathLike) -> TrainedRun:
         # What ml_collections and orbax raise for a damaged file is any of these.
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise InputError(f"{workdir}: cannot read this run: {reason}") from error
-    return TrainedRun(network, variables, score["epoch"])
+    epoch = score["epoch"]
+    return TrainedRun(network, variables, epoch, read_temperature(workdir, epoch))
 
 
 def with_defaults(stored: Mapping) -> ConfigDict:

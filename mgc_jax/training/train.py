@@ -12,7 +12,7 @@ from mgc_jax.results import files
 from mgc_jax.training import loop
 from mgc_jax.training.checkpoints import has_best
 from mgc_jax.training.claim import check_config, check_workdir, claim_workdir, locked
-from mgc_jax.training.evaluate import evaluate_best
+from mgc_jax.training.evaluate import calibrate, evaluate_best
 from mgc_jax.training.network import Network
 from mgc_jax.training.reporting import report_run, summarise
 from mgc_jax.training.run_log import write_images
@@ -62,6 +62,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, *, training: bool, com
             summarise(workdir, files.read_metrics(workdir, network.genres))
             return
         progress = loop.train(network, workdir, dataset)
+        calibrate(workdir, network, dataset.splits["validation"])
         _evaluate_and_report(network, workdir, dataset, command)
         if parallel.is_main():
             report = workdir / files.REPORT
