@@ -4,10 +4,16 @@
 `mgc_jax.predictor`.
 """
 
-from typing import TYPE_CHECKING
+import signal
+import sys
+
+if sys.argv[0] == "-m":  # `python -m mgc_jax.COMMAND` is being loaded
+    # Until it listens, Ctrl-C ends it as it ends any program: without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 __version__ = "0.2.0"
 
+TYPE_CHECKING = False  # as typing's, which takes a moment to import
 if TYPE_CHECKING:
     from mgc_jax.predictor import Predictor
 

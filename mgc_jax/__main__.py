@@ -1,14 +1,19 @@
 """`mgc_jax COMMAND ...`, the same as `python -m mgc_jax COMMAND ...`."""
 
 import importlib
+import signal
 import sys
 
-from mgc_jax import __version__, cli
-from mgc_jax.errors import choices
+from mgc_jax import __version__
 
 
 def main() -> None:
     """Runs the command that the first word names; without a word, lists the commands."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback, until the command listens
+    # Not at the top: they take a moment.
+    from mgc_jax import cli
+    from mgc_jax.errors import choices
+
     word = sys.argv[1] if len(sys.argv) > 1 else "help"
     if word in ("help", "-h", "--help"):
         print(_overview())
@@ -23,6 +28,8 @@ def main() -> None:
 
 def _overview() -> str:
     """A line for each command, the first of its docstring."""
+    from mgc_jax import cli
+
     lines = ["usage: mgc_jax COMMAND [--help] ...", ""]
     for word, name in cli.COMMANDS.items():
         module = importlib.import_module(f"mgc_jax.{name}")

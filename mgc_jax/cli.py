@@ -16,7 +16,7 @@ from pathlib import Path
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from mgc_jax import process
+from mgc_jax import process, signals
 from mgc_jax.configs import default
 from mgc_jax.console import log
 from mgc_jax.errors import InputError, Interrupted, choices, is_disk_full
@@ -34,8 +34,11 @@ COMMANDS = {
     "app": "app",
     "models": "models.__main__",
 }
-# The exit code of a command that was told to stop, and goes on if it is called again.
+# The exit code of a command that was told to stop: of one that goes on if it is called again, and
+# of the others.
 RESUME = 75  # EX_TEMPFAIL of sysexits.h
+STOPPED = 130  # as a shell says of what Ctrl-C ended
+_GO_ON = {"prepare", "train", "embed"}
 _CONFIGS = Path(__file__).parent / "configs"
 _HELP = ("-h", "-help", "--help", "--helpshort")
 flags.disclaim_key_flags()  # --config belongs to the command that asks for it, and to its --help
@@ -81,22 +84,30 @@ def run(word: str) -> None:
     if any(argument in _HELP for argument in sys.argv[1:]):
         sys.stdout.write(f"{module.__doc__}\n{flags.FLAGS.module_help(module.__name__)}\n")
         sys.exit(0)
-    run_main(module.main)
+    run_main(module.main, RESUME if word in _GO_ON else STOPPED)
 
 
-def run_main(main: Callable[[list[str]], None]) -> None:
-    """Runs a function of the arguments that are no flags, the program's name first."""
+def run_main(main: Callable[[list[str]], None], stopped: int = STOPPED) -> None:
+    """Runs a function of the arguments that are no flags, the program's name first.
+
+    Args:
+        main: the function.
+        stopped: the exit code after a request to stop.
+    """
+    signals.listen(stopped)
     process.set_up_logging()
-    with exit_codes():
+    with exit_codes(stopped):
         app.run(main, flags_parser=_parse_flags)
 
 
 @contextmanager
-def exit_codes() -> Iterator[None]:
+def exit_codes(stopped: int) -> Iterator[None]:
     """Ends the process with one line on stderr where the user can put right what went wrong.
 
-    The exit code is 1 for bad input and a full disk, and 75 (`EX_TEMPFAIL`) after a request to stop
-    that the same command goes on from.
+    The exit code is 1 for bad input and a full disk.
+
+    Args:
+        stopped: the exit code after a request to stop, `RESUME` or `STOPPED`.
     """
     try:
         yield
@@ -107,8 +118,8 @@ def exit_codes() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)  # as a process that SIGPIPE ends
     except Interrupted as error:
-        log.info("%s; the same command goes on", error)
-        sys.exit(RESUME)
+        log.info("%s%s", error, "; the same command goes on" if stopped == RESUME else "")
+        sys.exit(stopped)
     except Exception as error:
         if not is_disk_full(error):
             raise

@@ -5,6 +5,8 @@ import sys
 
 from tqdm import tqdm
 
+from mgc_jax import signals
+
 log = logging.getLogger("mgc_jax")
 
 
@@ -19,11 +21,22 @@ def shown(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+class _Bar(tqdm):
+    """Where something is counted, a request to stop is obeyed."""
+
+    def update(self, n: float | None = 1) -> bool | None:
+        signals.check()
+        return super().update(n)
+
+
 def progress_bar(*, total: int, description: str, unit: str, leave: bool = True) -> tqdm:
-    """A bar with rate and ETA: live on a terminal, a line every half minute in a log file."""
+    """A bar with rate and ETA: live on a terminal, a line every half minute in a log file.
+
+    Its `update` raises Interrupted after a request to stop.
+    """
     live = sys.stderr.isatty()
     interval = 0.2 if live else 30
-    return tqdm(
+    return _Bar(
         total=total,
         desc=description,
         unit=unit,

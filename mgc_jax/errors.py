@@ -9,8 +9,8 @@ class InputError(ValueError):
     """Bad input from outside: the message names the file or value and says what to do about it."""
 
 
-class Interrupted(Exception):
-    """A request to stop was obeyed, after saving; the same command goes on."""
+class Interrupted(BaseException):
+    """A request to stop is obeyed; like Python's own, it passes by those that catch any error."""
 
 
 def is_disk_full(error: BaseException | None) -> bool:

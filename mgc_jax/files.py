@@ -1,11 +1,14 @@
 """Files that are whole or not there, whatever interrupts their writing; JSON that is checked."""
 
+import datetime
+import fcntl
 import json
 import os
+import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from mgc_jax.errors import InputError
 
@@ -35,6 +38,32 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def take_lock(file: TextIO) -> str:
+    """Locks an open file for this process, and writes into it who that is.
+
+    The lock ends with the process, however that ends.
+
+    Args:
+        file: opened with "a+".
+
+    Returns:
+        Who has the lock; empty if this process does now.
+
+    Raises:
+        OSError: the file system has no locks.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        return file.read() or "another process"
+    file.truncate(0)
+    since = datetime.datetime.now().strftime("%Y-%m-%d %H:%M")
+    file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")
+    file.flush()
+    return ""
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:

@@ -10,14 +10,13 @@ With no flags it trains on the embedded demo data.
 
 import os
 import shlex
-import signal
 import sys
 from pathlib import Path
 
 from absl import flags
 from ml_collections import config_flags
 
-from mgc_jax import cli, console
+from mgc_jax import cli, console, signals
 
 # Imports at the top stay light: the demo's worker processes import this module again.
 FLAGS = flags.FLAGS
@@ -49,13 +48,12 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     """Trains, or evaluates, as the flags say."""
     cli.reject_arguments(argv)
-    # Nothing half done is left outside the training loop, which saves first.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(cli.RESUME))
     from mgc_jax import parallel
 
     parallel.keep_memory()
     if FLAGS.multihost:
         parallel.join_hosts()
+        signals.take_back()
         if not parallel.is_main():
             console.log.setLevel("WARNING")
     from mgc_jax.training.train import train_and_evaluate

@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import numpy as np
 
-from mgc_jax import parallel
+from mgc_jax import parallel, signals
 from mgc_jax.data import audio
 from mgc_jax.data.clips import Clip, encode_clip
 from mgc_jax.data.features import Feature, Mel
@@ -290,6 +290,7 @@ class Predictor:
         """
         running = collections.deque()
         while batch := list(itertools.islice(clips, self._batch_size)):
+            signals.check()
             filled = batch + batch[-1:] * (self._batch_size - len(batch))
             stored = {
                 name: np.stack([clip.features[name] for _, clip in filled])

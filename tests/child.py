@@ -69,7 +69,7 @@ def _train(config, workdir, devices, process, processes, port):
     import jax
     from ml_collections import ConfigDict
 
-    from mgc_jax import cli, models, parallel
+    from mgc_jax import cli, models, parallel, signals
     from mgc_jax.data.input_pipeline import open_dataset
     from mgc_jax.process import set_up_logging
     from mgc_jax.training import loop
@@ -80,11 +80,12 @@ def _train(config, workdir, devices, process, processes, port):
         os.environ["JAX_COORDINATOR_ADDRESS"] = f"localhost:{port}"
         os.environ |= {"JAX_NUM_PROCESSES": str(processes), "JAX_PROCESS_ID": str(process)}
         parallel.join_hosts()
+    signals.listen(cli.RESUME)
     parallel.use_compilation_cache()
     config = ConfigDict(json.loads(config))
     Path(workdir).mkdir(exist_ok=True)
     try:
-        with cli.exit_codes():
+        with cli.exit_codes(cli.RESUME):
             data = open_dataset(config, models.inputs_of(config.model))
             loop.train(Network.from_config(config, data.genres), Path(workdir), data)
     finally:

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "mgc_jax"
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "configs" not in path.parts)
 DOORS = {"main", "prepare", "predict", "tag", "embed", "similar", "compare", "export", "app"}
 DOORS |= {"models.__main__", "__main__"}
-GROUND = {"errors", "files", "console", "process", "signals", "parallel", "configs"}
+GROUND = {"errors", "files", "console", "process", "signals", "parallel", "workers", "configs"}
 # What each room may import besides itself. The doors may import everything.
 ARROWS = {
     "ground": set(),

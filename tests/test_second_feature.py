@@ -80,7 +80,7 @@ def two_mels(corpus, tmp_path, monkeypatch):
 
 def test_from_mp3_to_logits(two_mels, corpus, tmp_path, monkeypatch):
     # Decoding in this process, which alone knows the new class.
-    from mgc_jax.data import workers
+    from mgc_jax import workers
 
     def here(function, items, count):
         for item in items:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mgc_jax.data.workers import run_all
 from mgc_jax.errors import InputError
+from mgc_jax.workers import run_all
 
 
 def act(item):

@@ -6,7 +6,6 @@ stopped; the set appears under its name as the last step.
 """
 
 import contextlib
-import fcntl
 import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +17,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from ml_collections import ConfigDict
 
-from mgc_jax import console, process
+from mgc_jax import console, process, signals
 from mgc_jax.data.builders import BUILDERS, make_builder
 from mgc_jax.data.cache import ClipCache
 from mgc_jax.data.clips import Clip, deviation_from_librosa, iter_clips
@@ -35,9 +34,9 @@ from mgc_jax.data.tracks import (
     name_lost_genres,
     without_duplicates,
 )
-from mgc_jax.data.workers import run_all
 from mgc_jax.errors import InputError, choices
-from mgc_jax.files import read_json
+from mgc_jax.files import read_json, take_lock
+from mgc_jax.workers import run_all
 
 # Largest differences from librosa's waveform (samples) and log-mels (dB).
 _MAX_DEVIATION = {"waveform": 1e-6}
@@ -284,6 +283,12 @@ def _locked(folder: epath.Path) -> Iterator[None]:
     if "://" in str(folder):
         yield  # nothing to lock with
         return
-    with open(folder / ".lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with open(folder / ".lock", "a+", encoding="utf-8") as file:
+        waiting = False
+        while holder := take_lock(file):
+            if not waiting:
+                console.log.info("waiting for %s, which prepares %s", holder, folder)
+            waiting = True
+            signals.stop_requested(seconds=0.2)
+            signals.check()
         yield

@@ -6,9 +6,7 @@ same code that reads the real FMA.
 
 import csv
 import math
-import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ import soundfile
 from mgc_jax import console
 from mgc_jax.demo.synth import GENRES, SAMPLE_RATE, synthesize_track
 from mgc_jax.files import replacing
+from mgc_jax.workers import run_all
 
 _Row = tuple[int, str, str, int]  # track id, genre, split, own seed
 
@@ -59,12 +58,13 @@ def write_corpus(root: str | os.PathLike, *, tracks: int, seed: int, workers: in
         raise ValueError(f"workers must be at least 1, not {workers}")
     rows = _draw_rows(tracks, seed)
     jobs = [(Path(root, "fma_small"), *row) for row in rows]
-    spawn = multiprocessing.get_context("spawn")
-    with (
-        ProcessPoolExecutor(workers, mp_context=spawn) as pool,
-        console.progress_bar(total=tracks, description="synthesising", unit="track") as bar,
-    ):
-        for _ in pool.map(_write_track, jobs) if workers > 1 else map(_write_track, jobs):
+    done = ((job, _write_track(job)) for job in jobs)
+    if workers > 1:
+        done = run_all(_write_track, jobs, workers)
+    with console.progress_bar(total=tracks, description="synthesising", unit="track") as bar:
+        for _, error in done:
+            if error is not None:
+                raise error
             bar.update()
     _write_table(Path(root, "fma_metadata", "tracks.csv"), rows)
 

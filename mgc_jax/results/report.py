@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mgc_jax import signals
 from mgc_jax.results import files, page, plots, published
 from mgc_jax.results.metrics import CALIBRATION_BINS, SplitPredictions, track_predictions
 from mgc_jax.results.published import PUBLISHED
@@ -108,7 +109,10 @@ def write_report(
         "reliability": plots.reliability_figure(metrics),
         "spectrograms": plots.examples_figure(examples),
     }
-    drawn = {name: page.png(figure) for name, figure in figures.items()}
+    drawn = {}
+    for name, figure in figures.items():
+        signals.check()
+        drawn[name] = page.png(figure)
     body = PAGE.format(
         **_score_places(metrics, genres),
         **_source_places(config, metrics, data),

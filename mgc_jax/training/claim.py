@@ -4,11 +4,8 @@ Nothing is written until all checks are passed: a start that failed leaves the w
 """
 
 import contextlib
-import datetime
-import fcntl
 import json
 import os
-import socket
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +14,7 @@ from ml_collections import ConfigDict
 
 from mgc_jax import parallel
 from mgc_jax.errors import InputError, choices
+from mgc_jax.files import take_lock
 from mgc_jax.results import files
 from mgc_jax.training.augment import Augmenter
 from mgc_jax.training.network import Network, with_defaults
@@ -94,14 +92,8 @@ def locked(workdir: Path) -> Iterator[None]:
             try:
                 workdir.mkdir(parents=True, exist_ok=True)
                 file = stack.enter_context(open(workdir / ".lock", "a+", encoding="utf-8"))
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                file.truncate(0)
-                since = datetime.datetime.now().strftime("%Y-%m-%d %H:%M")
-                file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")
-                file.flush()
-            except BlockingIOError:
-                file.seek(0)
-                problem = f"{workdir} is trained in by {file.read() or 'another process'}"
+                if holder := take_lock(file):
+                    problem = f"{workdir} is trained in by {holder}"
             except OSError as error:
                 problem = f"cannot write to --workdir={workdir}: {error.strerror}"
         # On several hosts, all stop.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mgc_jax import console, parallel
+from mgc_jax import console, parallel, signals
 from mgc_jax.results.calibration import fit_temperature
 from mgc_jax.results.files import write_calibration
 from mgc_jax.results.metrics import SplitPredictions, track_predictions
@@ -58,7 +58,7 @@ def calibrate(workdir: Path, network: Network, validation: "Split") -> None:
     have that of their track as their mean.
     """
     variables, epoch = best_variables(workdir, network)
-    predict_step = compile_predict_step(network)
+    predict_step = _stopping(compile_predict_step(network))
     clips = predict_split(predict_step, variables, validation, network.config.batch_size)
     if parallel.is_main():
         temperature = fit_temperature(track_predictions(clips))
@@ -69,5 +69,15 @@ def calibrate(workdir: Path, network: Network, validation: "Split") -> None:
 def evaluate_best(workdir: Path, network: Network, test: "Split") -> tuple[SplitPredictions, int]:
     """The best checkpoint's predictions of the test split at temperature 1, and its epoch."""
     variables, epoch = best_variables(workdir, network)
-    predict_step = compile_predict_step(network)
+    predict_step = _stopping(compile_predict_step(network))
     return predict_split(predict_step, variables, test, network.config.batch_size), epoch
+
+
+def _stopping(step: Callable) -> Callable:
+    """A step that obeys a request to stop; not for training, which saves first."""
+
+    def run(variables, batch):
+        signals.check()
+        return step(variables, batch)
+
+    return run

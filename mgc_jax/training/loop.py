@@ -16,11 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from mgc_jax import console, parallel
+from mgc_jax import console, parallel, signals
 from mgc_jax.errors import InputError, Interrupted
 from mgc_jax.files import write_text
 from mgc_jax.results.metrics import classification_metrics
-from mgc_jax.signals import stop_requests
 from mgc_jax.training.augment import Augmenter
 from mgc_jax.training.checkpoints import Checkpoints
 from mgc_jax.training.evaluate import predict_split
@@ -103,13 +102,16 @@ def train(network: Network, workdir: Path, dataset: "ClipDataset") -> Progress:
         InputError: a batch is larger than the split, or the loss is no finite number.
         Interrupted: SIGTERM or SIGINT came; all steps so far are saved.
     """
-    with (
-        Checkpoints(workdir, writing=parallel.is_main()) as checkpoints,
-        stop_requests() as stop_requested,
-    ):
-        training = _Training(network, workdir, dataset, checkpoints, stop_requested)
-        training.run()
-        return training.progress
+    try:
+        with Checkpoints(workdir, writing=parallel.is_main()) as checkpoints:
+            training = _Training(network, workdir, dataset, checkpoints)
+            training.run()
+            return training.progress
+    except Interrupted:
+        parallel.wait_for_main("saved")  # no process leaves while process 0 still saves
+        raise
+    finally:
+        signals.release()
 
 
 class _Training:
@@ -121,7 +123,6 @@ class _Training:
         workdir: Path,
         dataset: "ClipDataset",
         checkpoints: Checkpoints,
-        stop_requested: Callable[[], bool],
     ):
         """Makes the state, or restores the one that was saved last."""
         config = network.config
@@ -130,7 +131,6 @@ class _Training:
         self.workdir = workdir
         self.dataset = dataset
         self.checkpoints = checkpoints
-        self.stop_requested = stop_requested
         self.split = dataset.splits["train"]
         self.steps = self.split.steps_per_epoch(config.batch_size)
         self.state = create_train_state(network, self.steps)
@@ -232,13 +232,14 @@ class _Training:
 
     def local_request(self) -> int:
         """What this process wants of the loop."""
-        if self.stop_requested():
+        if signals.stop_requested():
             return _STOP
         due = time.monotonic() - self.saved_at >= self.save_interval
         return _SAVE if due else _GO_ON
 
     def account(self, metrics: jax.Array) -> None:
         """Adds a step's metrics to the epoch's, and logs them."""
+        signals.hold()  # from the first step on, there is something to save
         progress = self.progress
         *metrics, request = np.asarray(metrics).tolist()
         self.request = max(self.request, request)
@@ -295,7 +296,7 @@ class _Training:
         start = time.perf_counter()
 
         def predict(variables, batch):
-            if self.stop_requested() and jax.process_count() == 1:  # several would have to agree
+            if signals.stop_requested() and jax.process_count() == 1:  # several would have to agree
                 self.save()
                 self.stop()
             return predict_fn(variables, batch)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from mgc_jax import signals
 from mgc_jax.errors import InputError
 
 # Not fork: the parent holds TensorFlow's threads.
@@ -71,7 +72,8 @@ class _Pool:
         """Starts a process, which first says that it is there."""
         ours, theirs = _CONTEXT.Pipe()
         process = _CONTEXT.Process(target=_serve, args=(theirs, self._function), daemon=True)
-        process.start()
+        with signals.kept_from_children():
+            process.start()
         self._processes.append(process)
         theirs.close()  # the process has the only one, so that its death is seen as the end
         self.busy[ours] = (process, _STARTING)
@@ -125,7 +127,8 @@ def _run(function: Callable, items: Iterable, workers: int) -> Iterator[tuple[An
     pool = _Pool(function, items, workers)
     try:
         while pool.busy:
-            for connection in wait(list(pool.busy)):
+            signals.check()
+            for connection in wait(list(pool.busy), timeout=0.5):
                 if answer := pool.receive(connection):
                     yield answer
     finally:
@@ -142,7 +145,6 @@ def _how(process: multiprocessing.Process) -> str:
 
 def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
     """A worker: answers each item until the parent closes the pipe or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders talk there
     connection.send(None)
     with contextlib.suppress(EOFError):
