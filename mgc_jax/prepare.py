@@ -108,7 +108,7 @@ def main(argv: list[str]) -> None:
         labels=FLAGS.labels,
         group_by=FLAGS.group_by,
         max_skipped=FLAGS.max_skipped,
-        workers=FLAGS.workers or os.cpu_count(),
+        workers=FLAGS.workers or os.cpu_count() or 1,
         beam_runner=FLAGS.beam_runner,
         beam_options=FLAGS.beam_options,
     )
