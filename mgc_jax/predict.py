@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
     sys.stdout.reconfigure(errors="backslashreplace")
     if FLAGS.format == "csv":
         columns = [f"prob_{genre}" for genre in predictor.genres]
-        csv.writer(sys.stdout).writerow(["path", "genre", *columns, "error"])
+        csv.writer(sys.stdout).writerow(["path", "genre", *columns, "silent_clips", "error"])
     failed = 0
     plotted = set()
     with tqdm(total=len(files), unit="file", leave=False, disable=None) as bar:
@@ -89,11 +89,14 @@ def main(argv: list[str]) -> None:
 
 
 def _write_table(result: "Prediction", genres: tuple[str, ...]) -> None:
+    """The likeliest genres, of the file and, if asked for, of each clip."""
     if result.error is not None:
         return
     print(console.shown(result.source))
     for genre, probability in list(result.ranking.items())[: FLAGS.top]:
         print(f"  {probability:6.1%}  {genre}")
+    if result.silent_clips:
+        print(f"  clips without signal, left out: {result.silent_clips}")
     if FLAGS.timeline:
         for start, row in zip(result.starts, result.timeline, strict=True):
             minutes, seconds = divmod(int(start), 60)
@@ -101,11 +104,16 @@ def _write_table(result: "Prediction", genres: tuple[str, ...]) -> None:
 
 
 def _write_json(result: "Prediction", genres: tuple[str, ...]) -> None:
+    """One object a line; of a file that cannot be used, with the reason."""
     found = {"path": result.source}
     if result.error is not None:
         found["error"] = result.error
     else:
-        found |= {"genre": result.genre, "probabilities": result.ranking}
+        found |= {
+            "genre": result.genre,
+            "probabilities": result.ranking,
+            "silent_clips": result.silent_clips,
+        }
         if FLAGS.timeline:
             found["timeline"] = [
                 {
@@ -121,7 +129,8 @@ def _write_csv(result: "Prediction", genres: tuple[str, ...]) -> None:
     probabilities = [result.ranking.get(genre) for genre in genres]
     # A spreadsheet takes what begins so for a formula.
     path = f"./{result.source}" if result.source.startswith(("=", "+", "-", "@")) else result.source
-    row = [path, result.genre, *probabilities, result.error]
+    silent = None if result.error else result.silent_clips
+    row = [path, result.genre, *probabilities, silent, result.error]
     csv.writer(sys.stdout).writerow(row)
 
 

@@ -18,17 +18,16 @@ import functools
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
 
 from mgc_jax import parallel, signals
-from mgc_jax.data import audio
-from mgc_jax.data.clips import Clip, encode_clip
+from mgc_jax.data.clips import Clip, encode_clips
 from mgc_jax.data.features import Feature, Mel
-from mgc_jax.data.opening import Source, open_sources
+from mgc_jax.data.opening import Clips, Source, open_sources
 from mgc_jax.data.opening import find_files as find_files  # the commands take it from here
 from mgc_jax.errors import InputError
 from mgc_jax.results.calibration import apply_temperature
@@ -72,6 +71,7 @@ class Prediction:
         starts: `[clips] float`, where they begin, in s. The last one ends with the source, and may
             overlap the one before it.
         clip_seconds: length of a clip, in s.
+        silent_clips: how many clips were left out, as they have no signal.
         spectrogram: `[frames, mels] float32`, dB below each clip's maximum, over the whole source
             (of long ones with frames left out); None unless asked for.
         mel: the log-mel that the spectrogram is of; None unless asked for.
@@ -84,6 +84,7 @@ class Prediction:
     timeline: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.float32))
     starts: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
     clip_seconds: float = 0.0
+    silent_clips: int = 0
     spectrogram: np.ndarray | None = None
     mel: Mel | None = None
 
@@ -119,9 +120,10 @@ class _Track:
     """A source on its way through the decoder and the network."""
 
     name: str
-    clips: Iterator[Clip]  # those still to decode
+    clips: Generator[Clip, None, int]  # those still to decode
     count: int = 0  # decoded ones
     decoded: bool = False
+    silent: int = 0  # clips without signal
     error: str | None = None
     starts: list[float] = dataclasses.field(default_factory=list)
     rows: list[np.ndarray] = dataclasses.field(default_factory=list)  # the network's, one a clip
@@ -251,7 +253,7 @@ class Predictor:
     def _run(
         self,
         step: Callable,
-        opened: Iterator[tuple[str, Iterator[audio.AudioClip]]],
+        opened: Iterator[tuple[str, Clips]],
         features: Sequence[Feature],
         mel: Mel | None = None,
     ) -> Iterator[_Track]:
@@ -267,10 +269,7 @@ class Predictor:
             Each track, in order, with its rows or its error, as soon as all its clips are done.
         """
         # In float64, so that an exported network gives the same numbers.
-        tracks = (
-            _Track(name, (encode_clip(clip, features, np.float64) for clip in clips))
-            for name, clips in opened
-        )
+        tracks = (_Track(name, encode_clips(clips, features, np.float64)) for name, clips in opened)
         unfinished = collections.deque()  # in the order asked for
         for track, clip, row in self._run_network(step, _decode(tracks, unfinished)):
             track.rows.append(row)
@@ -319,6 +318,7 @@ class Predictor:
             timeline=np.exp(log_probs),
             starts=np.array(track.starts),
             clip_seconds=self._audio.clip_seconds,
+            silent_clips=track.silent,
             spectrogram=spectrogram,
             mel=self._mel if track.mels else None,
         )
@@ -351,14 +351,22 @@ def _decode(
                 track.error = str(error)
                 continue
             track.count += len(clips)
-            track.decoded = len(clips) < _CHUNK
             if not track.decoded:
                 pending.append((track, pool.submit(_next_clips, track)))
             yield from ((track, clip) for clip in clips)
 
 
 def _next_clips(track: _Track) -> list[Clip]:
-    return list(itertools.islice(track.clips, _CHUNK))
+    """The next clips of a track; after the last one, says of it that all are decoded."""
+    clips = []
+    while len(clips) < _CHUNK:
+        try:
+            clips.append(next(track.clips))
+        except StopIteration as end:
+            track.silent = end.value
+            track.decoded = True
+            break
+    return clips
 
 
 def _fetch(

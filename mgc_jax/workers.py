@@ -12,6 +12,7 @@ from typing import Any
 from mgc_jax import signals
 from mgc_jax.errors import InputError
 
+PATIENCE = 60  # s that a decoder has for its next block
 # Not fork: the parent holds TensorFlow's threads.
 _CONTEXT = multiprocessing.get_context("spawn")
 _STARTING = object()
@@ -52,6 +53,29 @@ def run_all(
             yield item, result
     for item in lost:
         yield from _run(function, [item], 1)
+
+
+@contextlib.contextmanager
+def patience() -> Iterator[None]:
+    """Within a worker, the block has a minute: then SIGALRM ends the process."""
+    if multiprocessing.parent_process() is None:
+        yield
+        return
+    signal.alarm(PATIENCE)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+
+
+def watched(blocks: Iterator[Any]) -> Iterator[Any]:
+    """Passes on a decoder's blocks; within a worker, each must come within a minute."""
+    while True:
+        with patience():
+            block = next(blocks, None)
+        if block is None:
+            return
+        yield block
 
 
 class _Pool:
@@ -139,8 +163,8 @@ def _how(process: multiprocessing.Process) -> str:
     if process.exitcode >= 0:
         return f"exit code {process.exitcode}"
     name = signal.Signals(-process.exitcode).name
-    cause = "out of memory?" if name == "SIGKILL" else "a crash in the decoder?"
-    return f"{name} ({cause})"
+    causes = {"SIGKILL": "out of memory?", "SIGALRM": f"the decoder gave nothing for {PATIENCE} s"}
+    return f"{name} ({causes.get(name, 'a crash in the decoder?')})"
 
 
 def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:

@@ -133,6 +133,9 @@ def test_silence_has_no_vote(network, tmp_path):
     short, padded = network.predict([tmp_path], spectrograms=True)[::-1]
     assert [short.source[-10:], padded.source[-9:]] == ["music.flac", "long.flac"]
     np.testing.assert_array_equal(padded.starts, [0, 10, 80, 90])
+    assert (short.silent_clips, padded.silent_clips) == (0, 6)
+    (of_array,) = network.predict((16000, long))
+    assert of_array.silent_clips == 6
     np.testing.assert_allclose(padded.timeline[:2], short.timeline, atol=1e-5)
     for genre, share in short.ranking.items():
         assert padded.ranking[genre] == pytest.approx(share, abs=1e-4)
@@ -255,12 +258,16 @@ def test_json_with_timeline_and_plots(workdir, music, tmp_path):
         assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_csv_has_one_row_a_file(workdir, music):
-    done = call("predict", f"--workdir={workdir}", "--format=csv", music)
+def test_csv_has_one_row_a_file(workdir, music, tmp_path):
+    half = np.random.default_rng(0).normal(size=30 * 8000) * 0.1
+    half[: 12 * 8000] = 0
+    soundfile.write(tmp_path / "half.wav", half, 8000)
+    done = call("predict", f"--workdir={workdir}", "--format=csv", tmp_path / "half.wav", music)
     assert done.returncode == 1
     rows = list(csv.DictReader(io.StringIO(done.stdout)))
     genres = json.loads((workdir / "genres.json").read_text())
-    assert len(rows) == 5
+    assert len(rows) == 6
+    assert [row["silent_clips"] for row in rows] == ["1", "0", "0", "0", "0", ""]
     for row in rows[:-1]:
         shares = {genre: float(row[f"prob_{genre}"]) for genre in genres}
         assert row["genre"] == max(shares, key=shares.get) and row["error"] == ""

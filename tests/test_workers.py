@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from mgc_jax import workers
 from mgc_jax.errors import InputError
-from mgc_jax.workers import run_all
+from mgc_jax.workers import run_all, watched
 
 
 def act(item):
@@ -27,6 +28,12 @@ def act(item):
         os.kill(os.getpid(), signal.SIGSEGV)
     if name == "leaves":
         os._exit(3)
+    if name == "hangs":
+        workers.PATIENCE = 1
+        list(watched(time.sleep(60) for _ in range(2)))
+    if name == "slow":  # many blocks take longer than one may
+        workers.PATIENCE = 1
+        list(watched(time.sleep(0.3) for _ in range(5)))
     if name == "once":  # the first time only, and slowly, so that others are in flight
         time.sleep(0.2)
         try:
@@ -37,11 +44,11 @@ def act(item):
     return name.upper()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_each_death_costs_its_own_item_alone(tmp_path, workers):
+@pytest.mark.parametrize("count", [1, 2])
+def test_each_death_costs_its_own_item_alone(tmp_path, count):
     once = f"once:{tmp_path}"
     items = ["a", "killed", once, "b", "double", "crashes", "unusable", "leaves", *"cdef"]
-    found = {item: str(result) for item, result in run_all(act, items, workers)}
+    found = {item: str(result) for item, result in run_all(act, items, count)}
     assert found == {
         **{item: item.upper() for item in "abcdef"},
         once: "done",
@@ -52,6 +59,15 @@ def test_each_death_costs_its_own_item_alone(tmp_path, workers):
         "leaves": "its process ended twice: exit code 3",
     }
     assert not multiprocessing.active_children()
+
+
+def test_a_decoder_that_hangs_costs_its_own_item_alone():
+    """One that gives block after block may take as long as it likes."""
+    found = {item: str(result) for item, result in run_all(act, ["hangs", "a", "slow"], 1)}
+    says = "its process ended twice: SIGALRM (the decoder gave nothing for 60 s)"
+    assert found == {"hangs": says, "a": "A", "slow": "SLOW"}
+    # Outside of workers, nothing is watched: there it would end the user's process.
+    assert list(watched(iter([1, 2]))) == [1, 2] and signal.alarm(0) == 0
 
 
 def test_a_full_disk_ends_the_run():

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import soxr
 
-from mgc_jax.data.decoders import DamagedError, open_audio
+from mgc_jax.data.decoders import DamagedError, Decoded, open_audio
 from mgc_jax.errors import InputError
 
 # Folders are searched for these.
@@ -62,31 +62,34 @@ def read_blocks(path: str | os.PathLike, sample_rate: int) -> Iterator[np.ndarra
         InputError: the file is missing, empty, not a regular file, unreadable, cut off, or holds
             samples that are not finite or beyond 8.
     """
-    with open_audio(path) as decoded:
-        if not _RATES[0] <= decoded.rate <= _RATES[1]:
-            raise InputError(f"sample rate of {decoded.rate} Hz")
-        resampler = None
-        if decoded.rate != sample_rate:
-            resampler = soxr.ResampleStream(
-                decoded.rate, sample_rate, 1, dtype="float32", quality="HQ"
-            )
-        frames = produced = 0
-        mono = np.empty(0, np.float32)
-        for block in decoded.blocks:
-            if len(mono) < len(block):
-                mono = np.empty(len(block), np.float32)
-            frames += len(block)
-            piece = mix_to_mono(block, mono[: len(block)])
-            piece = resampler.resample_chunk(piece) if resampler else piece.copy()
-            check_samples(piece)  # resampled, which is shorter
-            produced += len(piece)
-            yield piece
-        if resampler:
-            # librosa's length, whatever the resampler's own rounding.
-            left = int(np.ceil(frames * (sample_rate / decoded.rate))) - produced
-            piece = resampler.resample_chunk(mono[:0], last=True)[: max(0, left)]
-            check_samples(piece)
-            yield np.pad(piece, (0, max(0, left - len(piece))))
+    for decoded in open_audio(path):
+        yield from _resample(decoded, sample_rate)
+
+
+def _resample(decoded: Decoded, sample_rate: int) -> Iterator[np.ndarray]:
+    """A part of a file as `read_blocks` gives it."""
+    if not _RATES[0] <= decoded.rate <= _RATES[1]:
+        raise InputError(f"sample rate of {decoded.rate} Hz")
+    resampler = None
+    if decoded.rate != sample_rate:
+        resampler = soxr.ResampleStream(decoded.rate, sample_rate, 1, dtype="float32", quality="HQ")
+    frames = produced = 0
+    mono = np.empty(0, np.float32)
+    for block in decoded.blocks:
+        if len(mono) < len(block):
+            mono = np.empty(len(block), np.float32)
+        frames += len(block)
+        piece = mix_to_mono(block, mono[: len(block)])
+        piece = resampler.resample_chunk(piece) if resampler else piece.copy()
+        check_samples(piece)  # resampled, which is shorter
+        produced += len(piece)
+        yield piece
+    if resampler:
+        # librosa's length, whatever the resampler's own rounding.
+        left = int(np.ceil(frames * (sample_rate / decoded.rate))) - produced
+        piece = resampler.resample_chunk(mono[:0], last=True)[: max(0, left)]
+        check_samples(piece)
+        yield np.pad(piece, (0, max(0, left - len(piece))))
 
 
 def load_audio(path: str | os.PathLike, sample_rate: int) -> np.ndarray:

@@ -8,7 +8,6 @@ import hashlib
 import json
 import math
 import os
-import signal
 import struct
 from collections.abc import Generator, Iterator
 from importlib.metadata import version
@@ -20,7 +19,6 @@ from etils import epath
 from mgc_jax.data.clips import Clip, iter_clips
 from mgc_jax.data.features import Feature, settings_of
 
-_PATIENCE = 60  # s
 _SILENT = struct.Struct("<q")
 _PLACE = struct.Struct("<qd")  # number and start of a clip
 
@@ -65,9 +63,6 @@ class ClipCache:
     def store(self, item: tuple[str, str]) -> None:
         """Decodes an audio file, and writes its clips all or none.
 
-        A decoder that gives no clip for a minute has its process ended by SIGALRM, which costs one
-        try of this file.
-
         Args:
             item: the file's path, and its entry.
 
@@ -86,14 +81,12 @@ class ClipCache:
                 file.write(_SILENT.pack(silent))
             part.replace(entry)
         finally:
-            signal.alarm(0)
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
 
     def _write_clips(self, file: Any, clips: Generator[Clip, None, int]) -> int:
         """Writes clips as they are decoded; returns how many were passed over."""
         while True:
-            signal.alarm(_PATIENCE)
             try:
                 clip = next(clips)
             except StopIteration as end:

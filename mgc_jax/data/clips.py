@@ -7,7 +7,10 @@ import numpy as np
 from etils import epath
 
 from mgc_jax.data import audio
-from mgc_jax.data.features import Feature, Mel
+from mgc_jax.data.decoders import reads_as_librosa
+from mgc_jax.data.features import AudioSettings, Feature, Mel
+from mgc_jax.errors import InputError
+from mgc_jax.workers import patience, watched
 
 
 class Clip(NamedTuple):
@@ -40,24 +43,32 @@ def iter_clips(path: str, features: Sequence[Feature]) -> Generator[Clip, None, 
     Raises:
         InputError: the file cannot be used; the message is the reason. It may come after clips.
     """
-    settings = features[0].audio
-    clips = audio.read_clips(path, settings.sample_rate, settings.clip_samples)
+    return encode_clips(_read_clips(path, features[0].audio), features)
+
+
+def encode_clips(
+    clips: Generator[audio.AudioClip, None, int],
+    features: Sequence[Feature],
+    precision: type[np.floating] = np.float32,
+) -> Generator[Clip, None, int]:
+    """The stored features of clips, computed in a precision (see `Feature.encode`).
+
+    Returns:
+        What `clips` returns: how many were passed over, as they had no signal.
+    """
     while True:
         try:
             clip = next(clips)
         except StopIteration as end:
             return end.value
-        yield encode_clip(clip, features)
+        encoded = {feature.name: feature.encode(clip.samples, precision) for feature in features}
+        yield Clip(clip.number, clip.start / features[0].audio.sample_rate, encoded)
 
 
-def encode_clip(
-    clip: audio.AudioClip,
-    features: Sequence[Feature],
-    precision: type[np.floating] = np.float32,
-) -> Clip:
-    """A clip's stored features, computed in a precision (see `Feature.encode`)."""
-    encoded = {feature.name: feature.encode(clip.samples, precision) for feature in features}
-    return Clip(clip.number, clip.start / features[0].audio.sample_rate, encoded)
+def _read_clips(path: str, settings: AudioSettings) -> Generator[audio.AudioClip, None, int]:
+    """The clips of a file; a worker process ends where its decoder hangs."""
+    blocks = watched(audio.read_blocks(path, settings.sample_rate))
+    return audio.cut_clips(blocks, settings.sample_rate, settings.clip_samples)
 
 
 def deviation_from_librosa(path: str, features: Sequence[Feature]) -> dict[str, float]:
@@ -69,21 +80,25 @@ def deviation_from_librosa(path: str, features: Sequence[Feature]) -> dict[str, 
         difference of its values.
 
     Raises:
-        InputError: the file cannot be used.
+        InputError: the file cannot be used, or is none that librosa decodes as we do.
     """
     import librosa
 
+    if not reads_as_librosa(path):
+        raise InputError("librosa reads it by another decoder, or not to its end")
     settings = features[0].audio
-    clips = audio.read_clips(path, settings.sample_rate, settings.clip_samples)
-    first = next(clips)
+    first = next(_read_clips(path, settings))
     clip = first.samples
-    with epath.Path(path).open("rb") as file:
+    with patience(), epath.Path(path).open("rb") as file:
         # One clip more, as the resampler looks ahead.
         seconds = (first.number + 2) * settings.clip_seconds
         expected, _ = librosa.load(file, sr=settings.sample_rate, duration=seconds)
         expected = expected[first.start :]
-    # A file shorter than a clip is repeated.
-    deviations = {"waveform": float(np.abs(clip - np.resize(expected, len(clip))).max())}
+    expected = np.resize(expected, len(clip))  # a file shorter than a clip is repeated
+    apart = ~np.isclose(clip, expected, atol=1e-6)
+    if np.square(expected[apart]).sum() < 1e-3 * np.square(clip[apart]).sum():
+        raise InputError("its channels cancel each other, so that librosa's mean is silent")
+    deviations = {"waveform": float(np.abs(clip - expected).max())}
     for mel in features:
         if isinstance(mel, Mel):
             power = librosa.feature.melspectrogram(

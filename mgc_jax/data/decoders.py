@@ -1,15 +1,14 @@
 """What decodes an audio file: libsndfile where it can, FFmpeg (through PyAV) where it cannot.
 
-A decoder is a generator of blocks `[frames, channels] float32` in nominal range [-1, 1]. What a
-file is, is told by its first bytes, never by its name: FFmpeg would find frames in noise.
+A decoder is a generator of blocks `[frames, channels] float32` in nominal range [-1, 1].
 Imports nothing heavy: worker processes start with it.
 """
 
 import contextlib
+import io
 import os
 import re
 import stat
-import struct
 import threading
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
@@ -17,6 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import soundfile
 
+from mgc_jax.data.kinds import Part, find_parts
 from mgc_jax.errors import InputError
 
 _BLOCK_SAMPLES = 2**17  # of all channels together: small enough for the processor's cache
@@ -26,22 +26,6 @@ _CUT_OFF = 0.9
 _UNKNOWN_WAV_LENGTH = 0x7FFF0000
 # What libsndfile says of a length that the file does not tell: FLAC and streams.
 _UNKNOWN_FRAMES = 2**60
-_HEAD = 2**14  # bytes that tell what a file is
-_JOINT = 4096  # bytes after the end of an MP3 that tell whether another one follows
-# First bytes of what FFmpeg reads and libsndfile does not.
-_FOR_FFMPEG = {
-    b"\x30\x26\xb2\x75\x8e\x66\xcf\x11": "WMA",
-    b"\x1a\x45\xdf\xa3": "Matroska or WebM",
-    b"MAC ": "Monkey's Audio",
-    b"wvpk": "WavPack",
-    b"TTA1": "True Audio",
-    b"MP+": "Musepack",
-    b"MPCK": "Musepack",
-    b"FLV": "Flash video",
-    b".RMF": "RealAudio",
-}
-# First bytes of what libsndfile reads if it knows the codec inside; FFmpeg knows more of them.
-_FOR_BOTH = (b"OggS", b"RIFF", b"caff", b"FORM")
 # Containers, by FFmpeg's names, whose headers tell a length.
 _ANNOUNCING = ("matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2", "tta", "wv")
 
@@ -51,7 +35,7 @@ class DamagedError(InputError):
 
 
 class Decoded(NamedTuple):
-    """An open file: its rate in Hz, and its blocks `[frames, channels] float32`.
+    """A part of a file: its rate in Hz, and its blocks `[frames, channels] float32`.
 
     A block's memory is used again for the next one.
     """
@@ -71,33 +55,95 @@ class _Stream(soundfile.SoundFile):
         return False
 
 
-@contextlib.contextmanager
+class _Window(io.RawIOBase):
+    """A stretch of a file, as if it were all of one."""
+
+    def __init__(self, file: BinaryIO, part: Part):
+        self._file = file
+        self._start = self._place = part.start
+        self._end = part.end
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: self._start, os.SEEK_CUR: self._place, os.SEEK_END: self._end}
+        self._place = max(self._start, base[whence] + offset)
+        return self._place - self._start
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._file.seek(self._place)
+        data = self._file.read(max(0, min(len(buffer), self._end - self._place)))
+        buffer[: len(data)] = data
+        self._place += len(data)
+        return len(data)
+
+
 def open_audio(path: str | os.PathLike) -> Iterator[Decoded]:
     """Opens an audio file of any kind that libsndfile or FFmpeg reads.
 
     Args:
         path: local, or with a scheme that etils.epath knows (`gs://`).
 
+    Yields:
+        Its parts, each to be read before the next: one, but for a chained Ogg, whose streams may
+        have different rates and channels.
+
     Raises:
         InputError: the file is missing, empty, not a regular file or unreadable; from the blocks
-            also: it is cut off. DamagedError from the blocks: it is damaged somewhere.
+            also: it is cut off. DamagedError: it is damaged somewhere.
     """
+    with _open_file(os.fspath(path)) as file:
+        for number, part in enumerate(find_parts(file)):
+            try:
+                with _open_part(file, part) as decoded:
+                    yield decoded
+            except InputError as error:
+                if not number:
+                    raise
+                raise DamagedError(f"damaged in stream {number + 1}: {error}") from None
+
+
+def reads_as_librosa(path: str | os.PathLike) -> bool:
+    """Whether libsndfile reads a file in one piece from its first byte on, as librosa has it do.
+
+    Raises:
+        InputError: as `open_audio`.
+    """
+    with _open_file(os.fspath(path)) as file:
+        first, *others = find_parts(file)
+        if others or first.reader not in ("libsndfile", "both"):
+            return False
+        file.seek(0)
+        with contextlib.suppress(InputError), _open_sndfile(file):
+            return True
+    return False
+
+
+@contextlib.contextmanager
+def _open_part(file: BinaryIO, part: Part) -> Iterator[Decoded]:
+    """By the decoder that a part asks for, which sees nothing of what lies around it."""
+    source = file
+    if part.start or part.end < file.seek(0, os.SEEK_END):
+        source = io.BufferedReader(_Window(file, part), 2**16)
+    source.seek(0)
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(_open_file(os.fspath(path)))
-        head = _read_head(file)
-        if _needs_ffmpeg(file, head):
-            yield stack.enter_context(_open_ffmpeg(file, _is_mp3(head)))
-        elif _is_mp3_of_unknown_length(head):
-            yield stack.enter_context(_open_as_pipe(file))
+        if part.reader == "ffmpeg":
+            decoded = stack.enter_context(_open_ffmpeg(source, part.is_mpeg))
+        elif part.reader == "pipe":
+            decoded = stack.enter_context(_open_as_pipe(source))
         else:
             try:
-                decoded = stack.enter_context(_open_sndfile(file))
+                decoded = stack.enter_context(_open_sndfile(source))
             except InputError:
-                if not head.startswith(_FOR_BOTH):
+                if part.reader != "both":
                     raise
-                file.seek(0)
-                decoded = stack.enter_context(_open_ffmpeg(file, False))
-            yield decoded
+                source.seek(0)
+                decoded = stack.enter_context(_open_ffmpeg(source, False))
+        yield decoded
 
 
 @contextlib.contextmanager
@@ -131,118 +177,12 @@ def _open_file(path: str) -> Iterator[BinaryIO]:
         yield file
 
 
-def _read_head(file: BinaryIO) -> bytes:
-    """The first bytes after ID3 tags, which any kind of file may begin with."""
-    file.seek(_id3_size(file))
-    head = file.read(_HEAD)
-    file.seek(0)
-    return head
-
-
-def _needs_ffmpeg(file: BinaryIO, head: bytes) -> bool:
-    """Whether a file is of a kind that FFmpeg reads, and libsndfile does not, or only in part."""
-    if any(head.startswith(magic) for magic in _FOR_FFMPEG) or head[4:8] == b"ftyp":
-        return True
-    if head.startswith(b"OggS"):
-        # libsndfile fails on FLAC in Ogg, and stops at the end of the first of several streams.
-        return head[28:33] == b"\x7fFLAC" or _is_chained_ogg(file)
-    return _is_adts(head) or _is_joined_mp3(file, head)
-
-
-def _is_chained_ogg(file: BinaryIO) -> bool:
-    """Whether a stream begins after another one has, by the headers of all pages."""
-    file.seek(0)
-    begun = chained = False
-    while not chained:
-        header = file.read(27)
-        if len(header) < 27 or header[:4] != b"OggS":
-            break
-        segments = file.read(header[26])
-        file.seek(sum(segments), os.SEEK_CUR)
-        begins = bool(header[5] & 2)
-        chained = begins and begun
-        begun = begun or not begins
-    file.seek(0)
-    return chained
-
-
-def _is_adts(head: bytes) -> bool:
-    """Whether AAC frames follow one another from the start, four of them at least."""
-    place = 0
-    for _ in range(4):
-        frame = head[place : place + 6]
-        if len(frame) < 6 or frame[0] != 0xFF or frame[1] & 0xF6 != 0xF0:
-            return False
-        length = (frame[3] & 3) << 11 | frame[4] << 3 | frame[5] >> 5
-        if length < 7:
-            return False
-        place += length
-    return True
-
-
-def _xing_counts(head: bytes) -> tuple[int | None, int | None] | None:
-    """Frames and bytes that an MP3's first frame announces (Xing or Info), None without such.
-
-    Layout: "XING VBR header" of Xing Inc.'s SDK, which LAME writes too.
-    """
-    if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
-        return None
-    place = max(head.find(b"Xing", 0, 64), head.find(b"Info", 0, 64))
-    if place < 0 or len(head) < place + 16:
-        return None
-    flags, *numbers = struct.unpack(">3I", head[place + 4 : place + 16])
-    frames = numbers.pop(0) if flags & 1 else None
-    size = numbers.pop(0) if flags & 2 else None
-    return frames, size
-
-
-def _is_joined_mp3(file: BinaryIO, head: bytes) -> bool:
-    """Whether an MP3 goes on after what its first header announces: libsndfile would stop there."""
-    counts = _xing_counts(head)
-    if not counts or not counts[1]:
-        return False
-    place = _id3_size(file) + counts[1]
-    file.seek(place)
-    after = file.read(_JOINT)
-    # What may follow the sound of one MP3 are its tags; then another one's tag or first frame.
-    while after.startswith((b"TAG", b"APETAGEX")):
-        place += 128 if after[:3] == b"TAG" else 32 + int.from_bytes(after[12:16], "little")
-        file.seek(place)
-        after = file.read(_JOINT)
-    file.seek(0)
-    return len(after) == _JOINT and (b"ID3" in after[:16] or _is_mp3(after) or head[:2] in after)
-
-
-def _id3_size(file: BinaryIO) -> int:
-    """Bytes of the ID3 tags that a file begins with, 0 if there are none."""
-    size = 0
-    while True:
-        file.seek(size)
-        start = file.read(10)
-        if start[:3] != b"ID3" or len(start) < 10:
-            break
-        size += 10 + sum((byte & 0x7F) << (7 * (3 - i)) for i, byte in enumerate(start[6:]))
-    file.seek(0)
-    return size
-
-
-def _is_mp3(head: bytes) -> bool:
-    """Whether these bytes begin with the header of an MPEG audio frame, which AAC's is not."""
-    return len(head) > 4 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0 and head[1] & 0x06 != 0
-
-
-def _is_mp3_of_unknown_length(head: bytes) -> bool:
-    """Whether an MP3 does not tell its length: libsndfile would guess it from the first frame."""
-    counts = _xing_counts(head)
-    return _is_mp3(head) and (counts is None or not counts[0])
-
-
 @contextlib.contextmanager
 def _open_sndfile(file: BinaryIO) -> Iterator[Decoded]:
     """By libsndfile, which checks the announced length against what there is."""
     try:
         # A local file by its number: through a Python object each read would take a call more.
-        source = file.fileno() if hasattr(file, "fileno") else file
+        source = file.fileno() if isinstance(file, io.FileIO) else file
         stream = _Stream(source, closefd=False)
     except (soundfile.SoundFileError, OSError) as error:
         raise InputError(f"cannot be decoded: {_reason(error)}") from None
@@ -252,11 +192,7 @@ def _open_sndfile(file: BinaryIO) -> Iterator[Decoded]:
 
 @contextlib.contextmanager
 def _open_as_pipe(file: BinaryIO) -> Iterator[Decoded]:
-    """By libsndfile as from a pipe, where it cannot guess a length and reads to the end.
-
-    From the first frame on: through a pipe libsndfile passes over small ID3 tags only.
-    """
-    file.seek(_id3_size(file))
+    """By libsndfile as from a pipe, where it cannot guess a length and reads to the end."""
     reading, writing = os.pipe()
     feeder = threading.Thread(target=_feed, args=(file, writing), daemon=True)
     feeder.start()
@@ -317,7 +253,7 @@ def _announced_frames(stream: _Stream) -> float:
 
 
 @contextlib.contextmanager
-def _open_ffmpeg(file: BinaryIO, is_mp3: bool) -> Iterator[Decoded]:
+def _open_ffmpeg(file: BinaryIO, is_mpeg: bool) -> Iterator[Decoded]:
     """By FFmpeg: the first audio stream. It looks for MP3 frames in all that it does not know."""
     import av
 
@@ -326,7 +262,7 @@ def _open_ffmpeg(file: BinaryIO, is_mp3: bool) -> Iterator[Decoded]:
             container = stack.enter_context(av.open(file))
         except (av.FFmpegError, ValueError) as error:
             raise InputError(f"cannot be decoded: {_ffmpeg_reason(error)}") from None
-        if not container.streams.audio or (container.format.name == "mp3" and not is_mp3):
+        if not container.streams.audio or (container.format.name == "mp3" and not is_mpeg):
             raise InputError("cannot be decoded: no sound in it")
         rate = container.streams.audio[0].rate
         if not rate:
@@ -359,14 +295,18 @@ def _read_ffmpeg(container: Any, rate: int) -> Iterator[np.ndarray]:
 
 
 def _decode_packets(container: Any) -> Iterator[Any]:
-    """The frames of the first audio stream. Between joined MP3s are tags, which hold none."""
+    """The frames of the first audio stream.
+
+    In bare frames one after the other, as streams are recorded and MP3s joined, what is none (a tag
+    between two MP3s, half a frame at the end) is passed over.
+    """
     import av
 
     for packet in container.demux(container.streams.audio[0]):
         try:
             yield from packet.decode()
         except av.InvalidDataError:
-            if container.format.name != "mp3":
+            if container.format.name not in ("mp3", "aac"):
                 raise
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -13,12 +13,13 @@ from mgc_jax.data.features import AudioSettings
 from mgc_jax.data.folders import find_audio
 from mgc_jax.errors import InputError
 
+Clips = Generator[audio.AudioClip, None, int]  # returns how many had no signal
 Source = str | os.PathLike | np.ndarray | jax.Array | tuple[int, np.ndarray]
 
 
 def open_sources(
     sources: Source | Iterable[Source], rate: int | None, settings: AudioSettings
-) -> Iterator[tuple[str, Iterator[audio.AudioClip]]]:
+) -> Iterator[tuple[str, Clips]]:
     """Names of sources, and their clips; nothing is read yet.
 
     Args:
@@ -36,7 +37,7 @@ def open_sources(
 
 def _opened(
     sources: Iterable[Source], rate: int | None, settings: AudioSettings
-) -> Iterator[tuple[str, Iterator[audio.AudioClip]]]:
+) -> Iterator[tuple[str, Clips]]:
     sample_rate = settings.sample_rate
     clip_samples = settings.clip_samples
     arrays = itertools.count()
@@ -72,9 +73,7 @@ def _is_one(sources: Any) -> bool:
     )
 
 
-def _array_clips(
-    source: Any, rate: int | None, sample_rate: int, clip_samples: int
-) -> Iterator[audio.AudioClip]:
+def _array_clips(source: Any, rate: int | None, sample_rate: int, clip_samples: int) -> Clips:
     """The clips of an array, or of a rate with an array; anything else is an InputError."""
     if _is_one(source) and isinstance(source, tuple):
         rate, source = source
@@ -84,7 +83,7 @@ def _array_clips(
     if rate is None:
         raise InputError("sample_rate is missing: an array does not tell it")
     blocks = audio.array_blocks(np.asarray(source), rate, sample_rate)
-    yield from audio.cut_clips(blocks, sample_rate, clip_samples)
+    return (yield from audio.cut_clips(blocks, sample_rate, clip_samples))
 
 
 def _check_rate(rate: int | None) -> None:
