@@ -27,6 +27,7 @@ of the time that the loop spends in getting batches.
 import collections
 import concurrent.futures
 import contextlib
+import functools
 import importlib.util
 import itertools
 import json
@@ -299,10 +300,13 @@ def _share_of_real_step(network: Network, split) -> tuple[float, float]:
     """Seconds a step of training, and the share of them spent in getting the batch."""
     config = network.config
     state = create_train_state(network)
-    augment = Augmenter(config, network.features)
+    augmenter = Augmenter(config, network.features)
     step = parallel.data_parallel(
-        lambda state, batch: train_step(state, batch, network, augment),
+        lambda state, batch, noise: train_step(
+            state, batch, network, functools.partial(augmenter, noise=noise)
+        ),
         donate=True,
+        kept=augmenter.noise(),
     )
     batches = split.train_batches(config.batch_size, config.seed)
     history, waited = [], 0.0

@@ -50,7 +50,7 @@ def is_main() -> bool:
     return jax.process_index() == 0
 
 
-def data_parallel(function: Callable, *, donate: bool = False) -> Callable:
+def data_parallel(function: Callable, *, donate: bool = False, kept: Any = None) -> Callable:
     """Compiles a function to run on all devices, each on its part of the batch.
 
     The function reduces over replicas itself, by collectives over `AXIS`, so that its results are
@@ -59,18 +59,20 @@ def data_parallel(function: Callable, *, donate: bool = False) -> Callable:
     Args:
         function: takes a replicated tree and a tree of arrays `[batch, ...]`.
         donate: reuse the state's memory; the caller's state is gone after the call.
+        kept: a tree that lies on all devices, equal on all hosts: the function's third argument.
 
     Returns:
-        A function of the same arguments; its batch is this host's share of the global batch.
+        A function of state and batch; its batch is this host's share of the global batch.
     """
+    more = () if kept is None else (replicate(kept),)
     mapped = jax.pmap(
         function,
         axis_name=AXIS,
-        in_axes=(None, 0),
+        in_axes=(None, 0, *[None] * len(more)),
         out_axes=None,
         donate_argnums=(0,) if donate else (),
     )
-    return lambda state, batch: mapped(state, _split(batch))
+    return lambda state, batch: mapped(state, _split(batch), *more)
 
 
 def replicate(tree: Any) -> Any:

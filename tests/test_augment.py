@@ -4,6 +4,7 @@ import importlib
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -20,6 +21,7 @@ from mgc_jax.models import MODELS
 from mgc_jax.training import augment
 from mgc_jax.training.augment import Augmenter
 from mgc_jax.training.network import Network
+from mgc_jax.training.noise import add_noise_to_mel, cut, make_noise, places
 from mgc_jax.training.step import create_train_state, train_step
 
 CONFIG = default.get_config()
@@ -59,11 +61,14 @@ def augmented(config, batch, step=3):
 
     features = [feature for feature in FEATURES if feature.name in batch]
 
-    def function(step, batch):
-        found = Augmenter(config, features)(batch, step)
+    augmenter = Augmenter(config, features)
+
+    def function(step, batch, noise):
+        found = augmenter(batch, step, noise)
         return jax.tree.map(lambda x: jax.lax.all_gather(x, parallel.AXIS, tiled=True), found)
 
-    found = parallel.data_parallel(function)(jnp.int32(step), batch)
+    compiled = parallel.data_parallel(function, kept=augmenter.noise())
+    found = compiled(jnp.int32(step), batch)
     return {name: np.asarray(x) for name, x in found.items()}
 
 
@@ -100,7 +105,7 @@ def test_clips_that_draw_nothing_keep_their_bits(batch):
 
 def test_strengths_are_drawn_as_the_config_says():
     config = config_with(**ALL_ON)
-    draws = many_draws(config, 3000, noise=0, masked=0)
+    draws = many_draws(config, 3000, masked=0)
     stretched = draws.rate != 1
     assert stretched.mean() == pytest.approx(0.6, abs=0.04)
     log_rates = np.log(draws.rate[stretched]) / np.log(1.25)
@@ -116,8 +121,9 @@ def test_strengths_are_drawn_as_the_config_says():
     assert set(np.unique(draws.shift)) == set(range(-38, 39))  # 3 s of 1250 / 16000 s
     assert draws.mix.mean() == pytest.approx(0.5, abs=0.03)
     assert draws.mix.var() == pytest.approx(1 / (4 * (2 * 0.4 + 1)), abs=0.01)  # Beta(0.4, 0.4)
-    together = np.corrcoef([stretched, noisy, gain_db, draws.shift, draws.mix])
-    assert abs(together - np.eye(5)).max() < 0.08
+    assert draws.noise_start.min() < 50 and 8000 < draws.noise_start.max() <= 63 * 128
+    together = [stretched, noisy, gain_db, draws.shift, draws.mix, draws.noise_start]
+    assert abs(np.corrcoef(together) - np.eye(6)).max() < 0.08
 
 
 def test_no_key_is_used_twice():
@@ -216,25 +222,35 @@ def test_stretched_mel_is_near_that_of_the_stretched_waveform(batch, rate):
 def test_noisy_mel_is_distributed_as_that_of_the_noisy_waveform(batch, snr_db):
     rng = np.random.default_rng(0)
     draws, level = 60, 10 ** (-snr_db / 20)
-    noises = rng.normal(size=(2, draws, MEL.audio.clip_samples)).astype(np.float32)
-    add = jax.jit(lambda x, noise: augment.add_noise_to_mel(x, noise, level, MEL))
+    noises = rng.normal(size=(draws, MEL.audio.clip_samples)).astype(np.float32)
+    stored = make_noise((MEL,), 0)["mel"]
+    starts = rng.integers(places(MEL, 1), size=draws)
+    add = jax.jit(
+        lambda x, start: add_noise_to_mel(x, cut(stored, start, MEL), np.float32(level), MEL)
+    )
     for index in (2, 5):
         waveform = batch["waveform"][index]
         scale = level * np.sqrt(np.mean(waveform**2))
-        expected = np.stack([librosa_mel(waveform + scale * noise) for noise in noises[0]])
-        found = np.stack([to_db(add(batch["mel"][index], noise)) for noise in noises[1]])
+        expected = np.stack([librosa_mel(waveform + scale * noise) for noise in noises])
+        found = np.stack([to_db(add(batch["mel"][index], start)) for start in starts])
         means = [mels.mean(axis=(0, 1)) for mels in (found, expected)]
         spreads = [mels.std(axis=0).mean(axis=0) for mels in (found, expected)]
         np.testing.assert_allclose(means[0], means[1], atol=1.0)
         assert means[0].mean() == pytest.approx(means[1].mean(), abs=0.15)
         np.testing.assert_allclose(spreads[0], spreads[1], atol=1.5)
         assert spreads[0].mean() == pytest.approx(spreads[1].mean(), rel=0.1)
+        edge = [mels[:, 0].mean() for mels in (found, expected)]
+        assert edge[0] == pytest.approx(edge[1], abs=0.3)
 
 
 def test_noise_that_drowns_the_clip_has_its_own_mel(batch):
-    noise = np.random.default_rng(1).normal(size=MEL.audio.clip_samples).astype(np.float32)
-    found = to_db(augment.add_noise_to_mel(batch["mel"][0], noise, 1e5, MEL))
-    np.testing.assert_allclose(found, librosa_mel(noise), atol=0.05)
+    """But for the first frame, which begins before the clip."""
+    noise = make_noise(FEATURES, 0)
+    mel, waveform = (np.asarray(cut(noise[f.name], 125000, f)) for f in FEATURES)
+    assert np.mean(waveform**2) == pytest.approx(1, abs=0.02)
+    found = to_db(add_noise_to_mel(batch["mel"][0], mel, 1e5, MEL))[1:]
+    expected = librosa_mel(waveform)[1:]
+    np.testing.assert_allclose(found - found.max(), expected - expected.max(), atol=0.05)
 
 
 def test_both_inputs_get_one_draw(batch):
@@ -265,7 +281,7 @@ def test_gain_and_shift(batch):
 
 def test_masks(batch):
     config = config_with(time_masks=1, time_mask_frames=10, mel_masks=2, mel_mask_bands=40)
-    masked = many_draws(config, 1000, noise=0, mix=0).masked["mel"]
+    masked = many_draws(config, 1000, mix=0).masked["mel"]
     frames, bands = masked.all(axis=2), masked.all(axis=1)
     widths = frames.sum(axis=1)
     np.testing.assert_allclose(np.bincount(widths) / 1000, 1 / 11, atol=0.04)  # 0 to 10
@@ -301,8 +317,10 @@ def test_step_learns_from_soft_labels(config, dataset):
     stored = dataset.splits["train"].gather(np.arange(8))
     network = Network.from_config(config, dataset.genres)
     state = create_train_state(network)
+    augmenter = Augmenter(config, network.features)
     step = parallel.data_parallel(
-        lambda s, b: train_step(s, b, network, Augmenter(config, network.features))
+        lambda s, b, noise: train_step(s, b, network, partial(augmenter, noise=noise)),
+        kept=augmenter.noise(),
     )
     _, scores = step(state, {"mel": stored["mel"], "label": stored["label"]})
     mel = MEL.network_input(stored["mel"])

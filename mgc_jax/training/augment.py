@@ -9,7 +9,7 @@ not in the compiled step at all.
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -19,16 +19,14 @@ from ml_collections import ConfigDict
 
 from mgc_jax import parallel
 from mgc_jax.data.features import Feature, Mel
-from mgc_jax.data.spectrum import hann, mel_edges, mel_filterbank, stft
+from mgc_jax.data.spectrum import hann, stft
 from mgc_jax.errors import InputError
-
-# How far the phase of a bin is from the next one's in music seen through a Hann window, to add
-# noise with the right spread: a steady tone would have pi, bins without relation pi / 2.
-_PHASE_STEP = 2 * math.pi / 3
+from mgc_jax.models.cpu_forms import on_cpu
+from mgc_jax.training.noise import add_noise_to_mel, cut, make_noise, places
 
 # Sets these keys apart from others that are made of the seed and the step, which is never so large.
 _STREAM = 2**32 - 1
-_KEYS = ("stretch", "rate", "shift", "gain", "noise", "snr", "samples", "frames", "bands", "mix")
+_KEYS = ("stretch", "rate", "shift", "gain", "noise", "snr", "place", "frames", "bands", "mix")
 
 
 class Draw(NamedTuple):
@@ -38,7 +36,7 @@ class Draw(NamedTuple):
         rate: of time stretching, above 1 is faster; float32 scalar.
         shift: circular, earlier by so many mel frames; int32 scalar.
         gain: factor of the waveform; float32 scalar.
-        noise: white, of unit power, `[samples] float32`.
+        noise_start: where in the noise its own begins, in mel frames; int32 scalar.
         noise_level: its root mean square over the clip's, 0 for none; float32 scalar.
         masked: what SpecAugment hides of each log-mel, by its name: `[frames, mels] bool`.
         mix: share of the clip that mixup leaves, float32 scalar in [0, 1].
@@ -47,7 +45,7 @@ class Draw(NamedTuple):
     rate: jax.Array
     shift: jax.Array
     gain: jax.Array
-    noise: jax.Array
+    noise_start: jax.Array
     noise_level: jax.Array
     masked: dict[str, jax.Array]
     mix: jax.Array
@@ -76,7 +74,15 @@ class Augmenter:
         self._frame = self._mels[0] if self._mels else Mel.from_config(config)
         _check(config.augment, self._mels, self._frame)
 
-    def __call__(self, batch: Mapping[str, jax.Array], step: jax.Array) -> dict[str, jax.Array]:
+    def noise(self) -> dict[str, np.ndarray]:
+        """What the noise of all clips is cut from, if there is any: to be kept on the devices."""
+        if not self._config.noise_probability:
+            return {}
+        return make_noise(tuple(self._features.values()), self._seed)
+
+    def __call__(
+        self, batch: Mapping[str, jax.Array], step: jax.Array, noise: Mapping[str, jax.Array]
+    ) -> dict[str, jax.Array]:
         """Augments one replica's part of a batch.
 
         Mixup (Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018) blends each
@@ -86,6 +92,7 @@ class Augmenter:
             batch: the features, `[batch, *shape] float32` as the network takes them; `label`
                 `[batch] int32`.
             step: of the training, int32 scalar.
+            noise: of `self.noise()`.
 
         Returns:
             The same, augmented; with mixup also `share` `[batch] float32` of each clip in its
@@ -95,10 +102,12 @@ class Augmenter:
         key = jax.random.fold_in(key, step)
         positions = parallel.positions(len(batch["label"]))
         draws = jax.vmap(self.draw)(jax.vmap(jax.random.fold_in, (None, 0))(key, positions))
-        inputs = {
-            name: jax.vmap(functools.partial(self.apply, feature))(draws, batch[name])
-            for name, feature in self._features.items()
-        }
+        inputs = {}
+        for name, feature in self._features.items():
+            apply = functools.partial(self.apply, feature, noise.get(name))
+            # One clip after another, a CPU leaves out what it does not get.
+            over_clips = jax.lax.map if on_cpu() else lambda f, clips: jax.vmap(f)(clips)
+            inputs[name] = over_clips(lambda clip, apply=apply: apply(*clip), (draws, batch[name]))
         if not self._config.mixup_alpha:
             return {**batch, **inputs}
         others = parallel.next_example({**batch, **inputs})
@@ -126,38 +135,44 @@ class Augmenter:
             bands = _mask(keys["bands"], c.mel_masks, c.mel_mask_bands, mel.n_mels)
             masked[mel.name] = frames[:, None] | bands
         alpha = c.mixup_alpha or 1.0
-        noise = jax.random.normal(keys["samples"], (self._audio.clip_samples,))
+        starts = places(self._frame, self._frame.hop_length)
         return Draw(
             rate=jnp.where(chosen(keys["stretch"], c.stretch_probability), jnp.exp(log_rate), 1.0),
             shift=jax.random.randint(keys["shift"], (), -shift, shift + 1),
             gain=_from_db(c.gain_db * uniform(keys["gain"], minval=-1)),
-            # A second reader besides: else XLA draws it anew in every overlapping frame.
-            noise=noise / jnp.sqrt(jnp.mean(noise**2)),
+            noise_start=jax.random.randint(keys["place"], (), 0, starts),
             noise_level=_from_db(-snr_db) * chosen(keys["noise"], c.noise_probability),
             masked=masked,
             mix=jax.random.beta(keys["mix"], alpha, alpha),
         )
 
-    def apply(self, feature: Feature, draw: Draw, x: jax.Array) -> jax.Array:
+    def apply(self, feature: Feature, noise: jax.Array | None, draw: Draw, x: jax.Array):
         """Applies a draw to one clip of a feature, `[*shape] float32` as the network takes it."""
+        frame = self._frame
+        if noise is not None:
+            noise = cut(noise, draw.noise_start * frame.hop_length, feature)
         if isinstance(feature, Mel):
-            return self._apply_to_mel(feature, draw, x)
-        return self._apply_to_waveform(draw, x)
+            return self._apply_to_mel(feature, noise, draw, x)
+        return self._apply_to_waveform(noise, draw, x)
 
-    def _apply_to_waveform(self, draw: Draw, x: jax.Array) -> jax.Array:
+    def _apply_to_waveform(self, noise: jax.Array | None, draw: Draw, x: jax.Array) -> jax.Array:
         """Applies a draw to `[samples] float32`."""
         c = self._config
         if c.shift_seconds:
             x = jnp.roll(x, -draw.shift * self._frame.hop_length)
         if c.stretch_probability:
-            x = jnp.where(draw.rate == 1, x, stretch_waveform(x, draw.rate, self._frame.n_fft))
+            n_fft = self._frame.n_fft
+            x = _if(draw.rate != 1, lambda x: stretch_waveform(x, draw.rate, n_fft), x)
         if c.gain_db:
             x = x * draw.gain
         if c.noise_probability:
-            x = x + draw.noise * draw.noise_level * jnp.sqrt(jnp.mean(x**2))
+            scale = draw.noise_level * jnp.sqrt(jnp.mean(x**2))
+            x = _if(draw.noise_level > 0, lambda x: x + noise * scale, x)
         return x
 
-    def _apply_to_mel(self, mel: Mel, draw: Draw, x: jax.Array) -> jax.Array:
+    def _apply_to_mel(
+        self, mel: Mel, noise: jax.Array | None, draw: Draw, x: jax.Array
+    ) -> jax.Array:
         """Applies a draw to `[frames, mels] float32` in [-1, 1].
 
         A gain leaves no trace there, as the mel is relative to its own maximum.
@@ -166,13 +181,18 @@ class Augmenter:
         if c.shift_seconds:
             x = jnp.roll(x, -draw.shift * self._frame.hop_length // mel.hop_length, axis=0)
         if c.stretch_probability:
-            x = jnp.where(draw.rate == 1, x, stretch_mel(x, draw.rate, mel))
+            x = _if(draw.rate != 1, lambda x: stretch_mel(x, draw.rate, mel), x)
         if c.noise_probability:
-            noisy = add_noise_to_mel(x, draw.noise, draw.noise_level, mel)
-            x = jnp.where(draw.noise_level > 0, noisy, x)
+            level = draw.noise_level
+            x = _if(level > 0, lambda x: add_noise_to_mel(x, noise, level, mel), x)
         if c.time_masks or c.mel_masks:
             x = jnp.where(draw.masked[mel.name], x.mean(), x)
         return x
+
+
+def _if(condition: jax.Array, change: Callable, x: jax.Array) -> jax.Array:
+    """`change(x)` or `x`; over all clips at once, both are computed."""
+    return jax.lax.cond(condition, change, lambda x: x, x)
 
 
 def augmented_forms(
@@ -192,7 +212,7 @@ def augmented_forms(
     augmenter = Augmenter(config, [feature])
     draw = augmenter.draw(jax.random.key(config.seed))
     unmasked = jax.tree.map(jnp.zeros_like, draw.masked)
-    plain = Draw(1.0, 0, 1.0, draw.noise, 0.0, unmasked, 1.0)
+    plain = Draw(1.0, 0, 1.0, draw.noise_start, 0.0, unmasked, 1.0)
     forms = {}
     if c.noise_probability:
         level = _from_db(-c.noise_min_snr_db)
@@ -204,7 +224,9 @@ def augmented_forms(
         forms[f"gain {c.gain_db:g} dB"] = plain._replace(gain=_from_db(c.gain_db))
     if isinstance(feature, Mel) and (c.time_masks or c.mel_masks):
         forms["masks"] = plain._replace(masked=draw.masked)
-    apply = jax.jit(functools.partial(augmenter.apply, feature))
+    apply = jax.jit(
+        functools.partial(augmenter.apply, feature, augmenter.noise().get(feature.name))
+    )
     return [(name, np.asarray(apply(form, x))) for name, form in forms.items()]
 
 
@@ -216,40 +238,6 @@ def soft_labels(batch: Mapping[str, jax.Array], classes: int) -> jax.Array:
         return labels
     share = batch["share"][:, None]
     return share * labels + (1 - share) * jax.nn.one_hot(batch["other_label"], classes)
-
-
-def add_noise_to_mel(x: jax.Array, noise: jax.Array, level: jax.Array, mel: Mel) -> jax.Array:
-    """The log-mel of a noisy clip, from the clip's log-mel and the samples of the noise.
-
-    With X and N the spectra of clip and noise, a band of weights F holds the power
-    sum F |X + N|^2 = sum F |X|^2 + sum F |N|^2 + 2 Re sum F X* N. The clip's mel is the first sum;
-    the second is computed; for the third, X is taken to be equally strong over the band, with
-    phases that advance by `_PHASE_STEP`. The result is never negative (Cauchy-Schwarz), and the
-    noise has its true distribution and correlation, over bands and overlapping frames.
-
-    Args:
-        x: `[frames, mels] float32` in [-1, 1].
-        noise: of unit power, `[samples] float32`.
-        level: root mean square of the noise to add, over the clip's.
-        mel: how the log-mel was made.
-
-    Returns:
-        `[frames, mels] float32` in [-1, 1], relative to its own maximum.
-    """
-    rate = mel.audio.sample_rate
-    filters = mel_filterbank(rate, mel.n_fft, mel.n_mels).T  # [bins, mels]
-    turn = np.exp(1j * _PHASE_STEP * np.arange(len(filters))).astype(np.complex64)
-    spectrum = stft(noise, mel.n_fft, mel.hop_length, mel.frames)
-    power = mel.to_power(x)
-    noise_power = _filter(spectrum.real**2 + spectrum.imag**2, filters)
-    cross = _filter((spectrum * turn).real, filters / np.sqrt(np.maximum(filters.sum(0), 1e-9)))
-    # The mel's unit is unknown, but its energy is to the noise's as the clip's is. The filters are
-    # triangles of unit area: times their widths, they add up to the same for every bin.
-    edges = mel_edges(rate, mel.n_mels)
-    widths = (edges[2:] - edges[:-2]).astype(np.float32)
-    scale = level * jnp.sqrt((power @ widths).sum() / (noise_power @ widths).sum())
-    noisy = power + scale**2 * noise_power + 2 * scale * jnp.sqrt(power) * cross
-    return mel.from_power(noisy)
 
 
 def stretch_mel(x: jax.Array, rate: jax.Array, mel: Mel) -> jax.Array:
@@ -281,8 +269,8 @@ def stretch_waveform(x: jax.Array, rate: jax.Array, n_fft: int) -> jax.Array:
     spectrum = phase_vocoder(stft(x, n_fft, hop), rate)
     frames = jnp.fft.irfft(spectrum, n_fft) * hann(n_fft, np.float32)
     # Windows weigh each sample by the sum of their squares, of which the frames hold one factor.
-    weight = _overlap_add(np.broadcast_to(hann(n_fft, np.float32) ** 2, frames.shape))
-    return (_overlap_add(frames) / jnp.maximum(weight, 1e-9))[n_fft // 2 :][: len(x)]
+    weight = _overlap_add(np.broadcast_to(hann(n_fft, np.float32) ** 2, frames.shape), np)
+    return (_overlap_add(frames, jnp) / np.maximum(weight, 1e-9))[n_fft // 2 :][: len(x)]
 
 
 def phase_vocoder(spectrum: jax.Array, rate: jax.Array) -> jax.Array:
@@ -300,28 +288,25 @@ def phase_vocoder(spectrum: jax.Array, rate: jax.Array) -> jax.Array:
         The same shape; what runs off the end starts again from the first frame.
     """
     before, after, weight = _positions(len(spectrum), rate)
-    magnitude = jnp.abs(spectrum)
-    unit = jnp.where(magnitude > 0, spectrum / magnitude, 1)
-    advance = unit[after] * unit[before].conj()
-    phase = jnp.cumprod(jnp.concatenate([unit[:1], advance[:-1]]), axis=0)
-    return ((1 - weight) * magnitude[before] + weight * magnitude[after]) * phase
+    # By parts, and one frame after another: on a CPU, complex magnitudes and quotients and a
+    # cumulative product take ten times longer.
+    magnitude = jnp.sqrt(spectrum.real**2 + spectrum.imag**2)
+    inverse = 1 / jnp.where(magnitude > 0, magnitude, 1)
+    unit = jnp.where(magnitude > 0, spectrum, 1)
+    unit = jax.lax.complex(unit.real * inverse, unit.imag * inverse)
+
+    def turn(phase, frames):
+        return phase * unit[frames[1]] * unit[frames[0]].conj(), phase
+
+    phase = jax.lax.scan(turn, unit[0], (before, after))[1]
+    magnitude = (1 - weight) * magnitude[before] + weight * magnitude[after]
+    return jax.lax.complex(magnitude * phase.real, magnitude * phase.imag)
 
 
-def _filter(bins: jax.Array, filters: np.ndarray) -> jax.Array:
-    """`[frames, bins] @ [bins, mels]`, without most of the zeros: a few bands at a time."""
-    parts = []
-    for first in range(0, filters.shape[1], 64):
-        block = filters[:, first : first + 64]
-        used = np.flatnonzero(block.any(axis=1))
-        rows = slice(used[0], used[-1] + 1) if len(used) else slice(0, 1)
-        parts.append(bins[:, rows] @ block[rows])
-    return jnp.concatenate(parts, axis=1)
-
-
-def _overlap_add(frames: jax.Array) -> jax.Array:
-    """Sums `[frames, n_fft]`, a quarter of n_fft apart, to `[samples]`."""
-    parts = jnp.reshape(frames, (len(frames), 4, -1))
-    return sum(jnp.pad(parts[:, i], ((i, 3 - i), (0, 0))) for i in range(4)).ravel()
+def _overlap_add(frames, xp):
+    """Sums `[frames, n_fft]`, a quarter of n_fft apart, to `[samples]`, in numpy or jax.numpy."""
+    parts = xp.reshape(frames, (len(frames), 4, -1))
+    return sum(xp.pad(parts[:, i], ((i, 3 - i), (0, 0))) for i in range(4)).ravel()
 
 
 def _positions(frames: int, rate: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -7,6 +7,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -177,15 +178,16 @@ class _Training:
         weights = None
         if config.balance_classes:
             weights = class_weights(self.split.labels["label"], len(self.network.genres))
-        augment = Augmenter(config, self.network.features)
+        augmenter = Augmenter(config, self.network.features)
 
-        def step(state, batch):
+        def step(state, batch, noise):
             request = jax.lax.pmax(batch["request"].max(), parallel.AXIS)
+            augment = partial(augmenter, noise=noise)
             state, metrics = train_step(state, batch, self.network, augment, weights)
             # One array: fetching each of them would take as long as fetching all.
             return state, jnp.stack([*(metrics[name] for name in _METRICS), request])
 
-        self.step_fn = parallel.data_parallel(step, donate=True)
+        self.step_fn = parallel.data_parallel(step, donate=True, kept=augmenter.noise())
         predict_fn = compile_predict_step(self.network)
         batches = self.split.train_batches(config.batch_size, config.seed, progress.step)
         if config.profile and parallel.is_main():

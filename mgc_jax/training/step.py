@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from mgc_jax import parallel
 from mgc_jax.models.cpu_forms import on_cpu
-from mgc_jax.training.augment import Augmenter, soft_labels
+from mgc_jax.training.augment import soft_labels
 from mgc_jax.training.network import Network
 from mgc_jax.training.optimizer import learning_rate_schedule, make_optimizer
 
@@ -58,7 +58,7 @@ def train_step(
     state: TrainState,
     batch: Mapping[str, jax.Array],
     network: Network,
-    augment: Augmenter | None = None,
+    augment: Callable | None = None,
     class_weights: np.ndarray | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step of the optimiser, on one replica's part of the batch.
@@ -68,7 +68,7 @@ def train_step(
         batch: stored features and `label` `[batch] int32`.
         network: of its config the keys `seed`, `label_smoothing`, `average_decay`,
             `skip_nonfinite` and `optimizer.accumulate` count.
-        augment: changes the batch first.
+        augment: changes the batch first, given the step: an `Augmenter` with its noise.
         class_weights: of each clip's loss, by its class: `[classes] float32`.
 
     Returns:
