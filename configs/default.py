@@ -32,6 +32,15 @@ def get_config() -> ConfigDict:
     # Range of the log-mel, in dB.
     config.mel.top_db = 80.0
 
+    # The log-mel of musicnn, 10 log10(1 + 10000 x) of the powers x; keys as above.
+    config.mel96 = ConfigDict()
+    config.mel96.n_fft = 512
+    config.mel96.hop_length = 256
+    config.mel96.n_mels = 96
+    config.mel96.frames = 626
+    # Its highest value, in dB; samples of full scale stay below.
+    config.mel96.top_db = 70.0
+
     config.demo = ConfigDict()
     # Tracks that the demo data set synthesises, over all eight genres.
     config.demo.tracks = 96
@@ -43,7 +52,8 @@ def get_config() -> ConfigDict:
     # Fields of the network's class to change, e.g. {"growth_rate": 16}.
     config.model_overrides = ConfigDict()
 
-    # Weights to start from: a PyTorch state dict (.safetensors), or the workdir of another run.
+    # Weights to start from: a PyTorch state dict (.safetensors), the workdir of another run, or the
+    # name of published ones (`mgc_jax weights`).
     config.init_from = ""
 
     # Augmentation of the training clips; everything is off here.

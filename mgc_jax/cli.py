@@ -32,6 +32,7 @@ COMMANDS = {
     "compare": "compare",
     "export": "export",
     "app": "app",
+    "weights": "weights",
     "models": "models.__main__",
 }
 # The exit code of a command that was told to stop: of one that goes on if it is called again, and

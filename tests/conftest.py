@@ -1,5 +1,6 @@
 """A small corpus of synthesised MP3s and its TFRecords, made once a session."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import save_file
 
 from mgc_jax import parallel
 from mgc_jax.configs import default
@@ -17,6 +20,8 @@ from mgc_jax.demo.corpus import write_corpus
 from mgc_jax.models import inputs_of
 from mgc_jax.training import loop
 from mgc_jax.training.network import Network
+from mgc_jax.training.pretrained import to_torch, torch_name
+from mgc_jax.training.public_weights import PUBLIC_WEIGHTS
 
 ROOT = Path(__file__).parents[1]
 # Compiled functions are kept from run to run, as users' are.
@@ -101,3 +106,33 @@ def call(module: str, *arguments, **kwargs) -> subprocess.CompletedProcess:
     """Runs a command of the package, as a user types it."""
     command = [sys.executable, "-m", f"mgc_jax.{module}", *map(str, arguments)]
     return subprocess.run(command, **{"cwd": ROOT, "capture_output": True, "text": True} | kwargs)
+
+
+def random_musicnn(cache: Path) -> None:
+    """Writes random numbers into a cache, as if they were all public weights; 5 tags."""
+    rng = np.random.default_rng(0)
+    tags = ["rock", "Hip-Hop", "female vocals", "60s", "jazz"]
+    config = default.get_config()
+    config.model = "musicnn"
+    leaves = flatten_dict(Network.from_config(config, tags).shapes)
+    for name in PUBLIC_WEIGHTS:
+        tensors = {}
+        for key, leaf in leaves.items():
+            scale = np.sqrt(2 / np.prod(leaf.shape[:-1])) if len(leaf.shape) > 1 else 0.3
+            drawn = rng.normal(0, scale, leaf.shape)
+            if key[-1] in ("var", "scale"):
+                drawn = rng.uniform(0.5, 1.5, leaf.shape)
+            tensors[torch_name(key)] = np.ascontiguousarray(to_torch(drawn.astype(np.float32)))
+        path = cache / "mgc_jax" / "weights" / f"{name}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, path, {"tags": json.dumps(tags)})
+
+
+@pytest.fixture(scope="module")
+def public_cache(tmp_path_factory):
+    """A cache that holds random numbers for public weights, while a module's tests run."""
+    cache = tmp_path_factory.mktemp("cache")
+    random_musicnn(cache)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(cache))
+        yield cache

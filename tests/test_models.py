@@ -9,14 +9,15 @@ import pytest
 from mgc_jax.errors import InputError
 from mgc_jax.models import MODELS, count_parameters, cpu_forms, create_model, layers
 
-PARAMETERS = {  # as the source counts them
+PARAMETERS = {  # as the source counts them; musicnn of 50 classes has 787,159
     "baseline_a_1d": 645_080,
     "baseline_a_2d": 661_058,
     "baseline_b": 1_252_162,
     "densenet": 6_955_784,
     "fusionnet": 7_542_552,
+    "musicnn": 778_717,
 }
-SHAPES = {"mel": (128, 513), "waveform": (160_000,)}
+SHAPES = {"mel": (128, 513), "mel96": (626, 96), "waveform": (160_000,)}
 
 
 def test_no_network_is_missing():
@@ -46,7 +47,7 @@ def test_batches_of_any_size_can_be_exported(name):
 @pytest.mark.parametrize("name", PARAMETERS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_logits_of_another_length(name, dtype):
-    shapes = {"mel": (77, 513), "waveform": (96_000,)}
+    shapes = {"mel": (77, 513), "mel96": (400, 96), "waveform": (96_000,)}
     model = create_model(name, 5, dtype=jnp.dtype(dtype))
     inputs = [
         jax.random.uniform(jax.random.key(1), (2, *shapes[feature]), minval=-1)
@@ -175,7 +176,7 @@ def test_batch_norm_follows_pytorch():
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_training_and_predicting_agree(name):
     """Same shapes and types; with the statistics of a batch in store, nearly the same numbers."""
-    shapes = {"mel": (40, 64), "waveform": (30_000,)}
+    shapes = {"mel": (40, 64), "mel96": (40, 96), "waveform": (30_000,)}
     model = create_model(name, 3)
     inputs = [
         jax.random.normal(jax.random.key(i), (4, *shapes[feature])) / 2
@@ -194,7 +195,7 @@ def test_training_and_predicting_agree(name):
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_dropout_is_in_training_alone(name):
-    shapes = {"mel": (40, 64), "waveform": (30_000,)}
+    shapes = {"mel": (40, 64), "mel96": (40, 96), "waveform": (30_000,)}
     model = create_model(name, 3, dropout=0.5)
     inputs = [jax.random.normal(jax.random.key(0), (2, *shapes[f])) for f in model.inputs]
     variables = jax.jit(lambda *x: model.init(jax.random.key(0), *x, train=False))(*inputs)

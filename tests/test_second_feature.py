@@ -23,10 +23,10 @@ from mgc_jax.training.network import load_run
 
 
 @dataclasses.dataclass(frozen=True)
-class Mel96(Mel):
+class Powers(Mel):
     """log10(1 + 10000 x) of the mel's powers, without reference to a maximum."""
 
-    name = "mel96"
+    name = "powers"
 
     @property
     def limits(self) -> tuple[float, float]:
@@ -47,11 +47,11 @@ class Mel96(Mel):
 class BothMels(Network):
     """The mean over time of two pictures, and one dense layer."""
 
-    inputs = ("mel", "mel96")
+    inputs = ("mel", "powers")
 
     @nn.compact
-    def __call__(self, mel, mel96, train: bool):
-        x = nn.Dense(8)(mel.mean(axis=1)) + nn.Dense(8)(mel96.mean(axis=1))
+    def __call__(self, mel, powers, train: bool):
+        x = nn.Dense(8)(mel.mean(axis=1)) + nn.Dense(8)(powers.mean(axis=1))
         return self.classify(x, train)
 
 
@@ -60,14 +60,14 @@ def two_mels(corpus, tmp_path, monkeypatch):
     """The config of a network of both pictures, whose records are prepared."""
     from mgc_jax.configs import default
 
-    monkeypatch.setitem(FEATURES, "mel96", Mel96)
+    monkeypatch.setitem(FEATURES, "powers", Powers)
     monkeypatch.setitem(MODELS, "both_mels", BothMels)
     part = {"n_fft": 512, "hop_length": 256, "n_mels": 96, "frames": 620, "top_db": 7.0}
     plain = default.get_config
 
     def get_config() -> ConfigDict:
         config = plain()
-        config.mel96 = ConfigDict(part)
+        config.powers = ConfigDict(part)
         return config
 
     monkeypatch.setattr(default, "get_config", get_config)
@@ -90,9 +90,9 @@ def test_from_mp3_to_logits(two_mels, corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(workers, "run_all", here)
     preparation.prepare(two_mels, BothMels.inputs, audio_dir=corpus / "fma_small")
     dataset = open_dataset(two_mels, BothMels.inputs)
-    assert dataset.path.parent.name == "mel_mel96"
-    assert dataset.metadata["settings"]["mel96"]["n_mels"] == 96
-    assert dataset.metadata["librosa_deviation"]["mel96_db"] < 0.01
+    assert dataset.path.parent.name == "mel_powers"
+    assert dataset.metadata["settings"]["powers"]["n_mels"] == 96
+    assert dataset.metadata["librosa_deviation"]["powers_db"] < 0.01
 
     # What is stored, against librosa's picture of a whole file.
     split = dataset.splits["train"]
@@ -102,7 +102,7 @@ def test_from_mp3_to_logits(two_mels, corpus, tmp_path, monkeypatch):
     clip = load_audio(path, 16000)[:160_000]
     power = librosa.feature.melspectrogram(y=clip, sr=16000, n_fft=512, hop_length=256, n_mels=96)
     expected = np.log10(1 + 10_000 * power.T[:620])
-    stored = split.gather(np.array([row]))["mel96"][0]
+    stored = split.gather(np.array([row]))["powers"][0]
     assert np.abs(stored / 255 * 7 - expected).max() < 7 / 255
 
     # Trained with augmentation, predicted with, and drawn.
@@ -116,7 +116,7 @@ def test_from_mp3_to_logits(two_mels, corpus, tmp_path, monkeypatch):
     logits = network.module.apply(variables, *network.inputs(batch).values(), train=False)
     assert logits.shape == (2, 8) and np.isfinite(logits).all()
     feature = network.features[1]
-    seen = feature.network_input(batch["mel96"][0])
+    seen = feature.network_input(batch["powers"][0])
     assert len(augmented_forms(two_mels, feature, seen)) == 4
     on_device = jax.jit(feature.encode_on_device)(clip[None])[0]
     assert np.abs(np.asarray(on_device) - stored).max() <= 1

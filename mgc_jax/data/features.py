@@ -26,6 +26,8 @@ from mgc_jax.errors import InputError, choices
 # power_to_db's floor: silence is 1e-10, so that a silent clip is 0 dB below its own maximum
 # everywhere, as in librosa.
 MIN_POWER = 1e-10
+# What the powers of `Mel96` are multiplied by: a part of its definition, as its paper has it.
+_MEL96_GAIN = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -312,7 +314,46 @@ class Mel(Feature):
         return xp.round((values - low) * (255 / (high - low)))
 
 
-FEATURES = {feature.name: feature for feature in (Mel, Waveform)}
+@dataclasses.dataclass(frozen=True)
+class Mel96(Mel):
+    """The log-mel that musicnn hears: log10(1 + 10000 x) of the powers x, whatever their maximum.
+
+    Source: Pons et al., "End-to-end learning for music audio tagging at scale", ISMIR 2018. It is
+    stored as uint8, like the other; a network sees the logarithms, `[batch, frames, mels] float32`.
+
+    Attributes:
+        top_db: the highest value of 10 log10(1 + 10000 x), above which it is cut off; the lowest
+            is 0.
+    """
+
+    name = "mel96"
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        return (0.0, self.top_db)
+
+    def compress(self, power, xp):
+        db = 10 * xp.log10(1 + _MEL96_GAIN * power)
+        return xp.minimum(db, power.dtype.type(self.top_db))
+
+    def network_input(self, stored):
+        return stored.astype("float32") * (self.top_db / 2550)
+
+    def decode(self, x):
+        return 10 * x
+
+    def to_power(self, x):
+        import jax.numpy as jnp
+
+        return jnp.expm1(x * math.log(10)) / _MEL96_GAIN
+
+    def from_power(self, power):
+        import jax.numpy as jnp
+
+        return self.compress(power, jnp) / 10
+
+
+FEATURES = {feature.name: feature for feature in (Mel, Mel96, Waveform)}
 
 
 def make_features(names: Sequence[str], config: Mapping) -> tuple[Feature, ...]:

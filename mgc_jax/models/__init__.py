@@ -11,6 +11,7 @@ from mgc_jax.models.baseline_b import BaselineB
 from mgc_jax.models.densenet import DenseNet121
 from mgc_jax.models.fusionnet import FusionNet
 from mgc_jax.models.layers import Network
+from mgc_jax.models.musicnn import Musicnn
 
 MODELS = {
     "baseline_a_1d": BaselineA1D,
@@ -18,6 +19,7 @@ MODELS = {
     "baseline_b": BaselineB,
     "densenet": DenseNet121,
     "fusionnet": FusionNet,
+    "musicnn": Musicnn,
 }
 
 

@@ -19,6 +19,7 @@ from mgc_jax.results import files
 from mgc_jax.training.augment import Augmenter
 from mgc_jax.training.network import Network, with_defaults
 from mgc_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from mgc_jax.training.public_weights import PUBLIC_WEIGHTS
 
 # What may change between two starts of a run.
 _MAY_DIFFER = {"data_dir", "checkpoint_every_minutes", "profile", "skip_nonfinite"}
@@ -33,8 +34,12 @@ def check_config(config: ConfigDict) -> None:
         meant = {"bf16": "use bfloat16", "fp16": "use float16", "fp32": "use float32"}
         said = meant.get(config.dtype) or choices(config.dtype, _DTYPES)
         raise InputError(f"config.dtype={config.dtype!r}: {said}")
-    if config.init_from and not os.path.exists(config.init_from):
-        raise InputError(f"config.init_from={config.init_from!r}: no such file or folder")
+    start = config.init_from
+    if start and start not in PUBLIC_WEIGHTS and not os.path.exists(start):
+        raise InputError(
+            f"config.init_from={start!r}: no such file or folder, and none of the published "
+            f"weights: {choices(start, PUBLIC_WEIGHTS)}"
+        )
     # A network of two genres has all the fields and settings that one of any number has.
     network = Network.from_config(config, ["one", "other"])
     Augmenter(config, network.features)

@@ -27,6 +27,7 @@ from mgc_jax.training.evaluate import predict_split
 from mgc_jax.training.network import Network
 from mgc_jax.training.optimizer import learning_rate_schedule, learning_rates
 from mgc_jax.training.pretrained import load_weights
+from mgc_jax.training.public_weights import find_weights
 from mgc_jax.training.run_log import ProgressLine, RunLog, announce_epoch
 from mgc_jax.training.step import (
     class_weights,
@@ -160,7 +161,7 @@ class _Training:
                 )
             elif self.config.init_from:
                 variables = load_weights(
-                    self.config.init_from,
+                    find_weights(self.config.init_from),
                     self.config.model,
                     state.variables,
                     self.network.genres,

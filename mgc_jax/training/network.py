@@ -30,15 +30,20 @@ class Network:
         genres: names in label order.
         module: the Flax module, its batch norm tied over all replicas.
         features: the stored features that it reads, in the order of the module's `inputs`.
+        tagging: whether `genres` are tags, each of which is true or not by itself, as those of
+            public weights are; such a network is never trained here.
     """
 
     config: ConfigDict
     genres: tuple[str, ...]
     module: nn.Module
     features: tuple[Feature, ...]
+    tagging: bool = False
 
     @classmethod
-    def from_config(cls, config: ConfigDict, genres: Sequence[str]) -> "Network":
+    def from_config(
+        cls, config: ConfigDict, genres: Sequence[str], tagging: bool = False
+    ) -> "Network":
         """Makes the network of a config.
 
         Raises:
@@ -51,7 +56,7 @@ class Network:
             axis_name=parallel.AXIS,
             **config.model_overrides,
         )
-        return cls(config, tuple(genres), module, make_features(module.inputs, config))
+        return cls(config, tuple(genres), module, make_features(module.inputs, config), tagging)
 
     def inputs(self, stored: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """What the network sees of stored clips.

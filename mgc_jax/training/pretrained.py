@@ -22,6 +22,7 @@ LAYER is our path with dots for slashes:
 | densenet | torchvision's: features.conv0, features.norm0, classifier, and for example \
 features.denseblock1.denselayer1.conv1 where ours is features/denseblock1_denselayer1/conv1 |
 | fusionnet | densenet.* as densenet's features.*, trunk.* as baseline_a_1d's, classifier |
+| musicnn | trunk.* as the table in models/musicnn.py names them, classifier |
 
 FusionNet also takes a DenseNet's file or run: its branch `densenet` is filled, the rest is fresh.
 
@@ -78,7 +79,7 @@ def load_weights(
     else:
         tensors = _read_file(path)
     fresh = flatten_dict(dict(variables))
-    names = {_torch_name(key): key for key in fresh}
+    names = {torch_name(key): key for key in fresh}
     if model_name == "fusionnet" and any(name.startswith("features.") for name in tensors):
         outcome = _select_densenet_branch(tensors, names)
     elif theirs and genres and list(theirs) != list(genres):
@@ -137,7 +138,7 @@ def _read_run(workdir: Path, model_name: str) -> tuple[dict[str, np.ndarray], tu
             f"{workdir} holds a run of {stored}, whose weights do not fit {model_name}"
         )
     leaves = flatten_dict(run.variables).items()
-    tensors = {_torch_name(key): _to_torch(np.asarray(leaf)) for key, leaf in leaves}
+    tensors = {torch_name(key): to_torch(np.asarray(leaf)) for key, leaf in leaves}
     return tensors, run.network.genres
 
 
@@ -159,7 +160,7 @@ def _match_genres(
     for name in (weight, weight.removesuffix("weight") + "bias"):
         if name not in tensors or len(tensors[name]) != len(theirs):
             continue  # left for the checks to find
-        rows = np.array(_to_torch(np.asarray(fresh[names[name]])))
+        rows = np.array(to_torch(np.asarray(fresh[names[name]])))
         for row, genre in enumerate(ours):
             if genre in theirs:
                 rows[row] = tensors[name][list(theirs).index(genre)]
@@ -218,7 +219,7 @@ def _first_problem(tensors: Mapping, shapes: Mapping[str, tuple]) -> str | None:
     return None
 
 
-def _torch_name(key: tuple[str, ...]) -> str:
+def torch_name(key: tuple[str, ...]) -> str:
     """PyTorch's name of one of our leaves, `(collection, layers..., leaf)`."""
     *layers, leaf = key[1:]
     return ".".join([*layers, _LEAVES.get(leaf, leaf)]).replace("_denselayer", ".denselayer")
@@ -228,7 +229,7 @@ def _torch_shape(ours: tuple[int, ...]) -> tuple[int, ...]:
     return (*ours[-2:][::-1], *ours[:-2])
 
 
-def _to_torch(tensor: np.ndarray) -> np.ndarray:
+def to_torch(tensor: np.ndarray) -> np.ndarray:
     """`[..., I, O]` to `[O, I, ...]`; vectors as they are."""
     return np.moveaxis(tensor, (-1, -2), (0, 1)) if tensor.ndim > 1 else tensor
 

@@ -1,0 +1,179 @@
+"""What music of few tracks is classified best by: training from scratch, or published weights.
+
+    python benchmarks/small_sets.py --audio_dir=fma_small --metadata_dir=fma_metadata
+    python benchmarks/small_sets.py --audio_dir=music --labels_csv=music.csv   # path,genre,artist
+
+Each seed cuts the tracks into five folds of whole artists, genres kept in proportion; every fold is
+the test set once, the next one the validation set, the other three are trained on. With
+--metadata_dir, FMA's own split is one more test (`own`). What is done is kept in --out, and the
+same command goes on.
+
+Prints track-level top-1: the mean over seeds and tracks, and its 95% interval, bootstrapped over
+artists. --ways names what is compared:
+
+scratch    configs/baseline_a_2d.py as it is: the source's recipe
+tuned      configs/musicnn.py: musicnn from msd_musicnn
+"""
+
+import csv
+import importlib
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+# Runs from a clone, whether or not the package is installed.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import numpy as np
+from absl import flags
+from sklearn.model_selection import StratifiedGroupKFold
+
+from mgc_jax import cli, console, parallel
+from mgc_jax.data import preparation
+from mgc_jax.errors import InputError
+from mgc_jax.models import inputs_of
+from mgc_jax.results import files
+from mgc_jax.results.metrics import interval, track_predictions
+from mgc_jax.training.train import train_and_evaluate
+
+_AUDIO = flags.DEFINE_string("audio_dir", None, "Folder of audio files.", required=True)
+_METADATA = flags.DEFINE_string("metadata_dir", None, "Folder of FMA's tracks.csv.")
+_LABELS = flags.DEFINE_string("labels_csv", None, "Table with the columns path, genre and artist.")
+_OUT = flags.DEFINE_string("out", "runs/small_sets", "Folder of tables, records and runs.")
+_WAYS = flags.DEFINE_list("ways", ["scratch", "tuned"], "What to compare.")
+_SEEDS = flags.DEFINE_integer("seeds", 3, "How often folds are drawn.", lower_bound=1)
+_EPOCHS = flags.DEFINE_integer("epochs", 20, "Of a training.", lower_bound=1)
+
+_CONFIGS = {"scratch": "baseline_a_2d", "tuned": "musicnn"}
+_FOLDS = 5
+_RESAMPLES = 2000
+
+
+class Row(NamedTuple):
+    """A track: its file below the audio folder, genre, artist, and FMA's split or an empty one."""
+
+    path: str
+    genre: str
+    artist: str
+    split: str = ""
+
+
+def main(argv: list[str]) -> None:
+    cli.reject_arguments(argv)
+    if bool(_METADATA.value) == bool(_LABELS.value):
+        raise InputError("give --metadata_dir or --labels_csv")
+    parallel.keep_memory()
+    rows = _read_fma(Path(_METADATA.value)) if _METADATA.value else _read_table(_LABELS.value)
+    out = Path(_OUT.value)
+    hits = {}  # of a way and a kind of split: the artists and hits of tracks
+    for seed in range(_SEEDS.value):
+        for name, kind, splits in _partitions(rows, seed):
+            table = out / f"{name}.csv"
+            _write_table(table, rows, splits)
+            for way in _WAYS.value:
+                workdir = out / "runs" / f"{way}-{name}-seed{seed}"
+                if not files.has_report(workdir):
+                    console.log.info("%s", workdir)
+                    _train(way, table, seed, workdir)
+                hits.setdefault((way, kind), []).extend(_hits(workdir, rows))
+    _print_table(hits)
+
+
+def _partitions(rows: Sequence[Row], seed: int) -> list[tuple[str, str, list[str]]]:
+    """Name, kind and the tracks' splits of each partition of a seed."""
+    found = []
+    if all(row.split for row in rows):
+        found.append(("own", "own", [row.split for row in rows]))
+    folds = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=seed)
+    genres = [row.genre for row in rows]
+    fold = np.zeros(len(rows), int)
+    for number, (_, test) in enumerate(folds.split(rows, genres, [row.artist for row in rows])):
+        fold[test] = number
+    for number in range(_FOLDS):
+        parts = {number: "test", (number + 1) % _FOLDS: "validation"}
+        splits = [parts.get(int(f), "train") for f in fold]
+        found.append((f"folds{seed}_{number}", "folds", splits))
+    return found
+
+
+def _train(way: str, table: Path, seed: int, workdir: Path) -> None:
+    """Prepares the records of a partition, trains, and deletes the records."""
+    config = importlib.import_module(f"mgc_jax.configs.{_CONFIGS[way]}").get_config()
+    config.update(dataset="audio_folder", seed=seed, num_epochs=_EPOCHS.value)
+    config.data_dir = str(table.with_suffix(f".{way}"))
+    inputs = inputs_of(config.model)
+    sources = {"audio_dir": _AUDIO.value, "labels_csv": str(table)}
+    preparation.prepare(config, inputs, workers=2, **sources)
+    train_and_evaluate(config, workdir.absolute(), training=True, command=" ".join(sys.argv))
+    shutil.rmtree(config.data_dir)
+
+
+def _hits(workdir: Path, rows: Sequence[Row]) -> list[tuple[str, bool]]:
+    """Artist of each test track, and whether it was told right."""
+    genres = files.read_genres(workdir)
+    tracks = track_predictions(files.read_predictions(workdir, genres))
+    with open(workdir / files.REPORT / files.PREDICTIONS, newline="", encoding="utf-8") as file:
+        paths = {int(row["track_id"]): row["path"] for row in csv.DictReader(file)}
+    artists = {str(Path(row.path)): row.artist for row in rows}
+    right = tracks.log_probs.argmax(axis=1) == tracks.label
+    ids = tracks.track_id.tolist()
+    return [(artists[paths[i]], bool(hit)) for i, hit in zip(ids, right, strict=True)]
+
+
+def _print_table(hits: dict[tuple[str, str], list[tuple[str, bool]]]) -> None:
+    rng = np.random.default_rng(0)
+    print("| way | split | tests | top-1 | 95% interval |\n|---|---|---|---|---|")
+    for (way, kind), rows in hits.items():
+        names, owner = np.unique([artist for artist, _ in rows], return_inverse=True)
+        right = np.bincount(owner, [hit for _, hit in rows])
+        count = np.bincount(owner)
+        draws = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), _RESAMPLES)
+        low, high = interval(draws @ right / (draws @ count))
+        top1 = right.sum() / count.sum()
+        print(f"| {way} | {kind} | {len(rows)} | {top1:.3f} | {low:.3f} to {high:.3f} |")
+
+
+def _read_fma(folder: Path) -> list[Row]:
+    """The tracks of FMA small with a genre."""
+    with open(folder / "tracks.csv", newline="", encoding="utf-8") as file:
+        first, second, _, *lines = csv.reader(file)
+    columns = {pair: place for place, pair in enumerate(zip(first, second, strict=True))}
+    rows = []
+    for line in lines:
+        track = int(line[0])
+        split, subset, artist, genre = (
+            line[columns[pair]]
+            for pair in (
+                ("set", "split"),
+                ("set", "subset"),
+                ("artist", "name"),
+                ("track", "genre_top"),
+            )
+        )
+        path = f"{track // 1000:03d}/{track:06d}.mp3"
+        if subset == "small" and genre and (Path(_AUDIO.value) / path).exists():
+            split = "train" if split == "training" else split
+            rows.append(Row(path, genre, artist, split))
+    return rows
+
+
+def _read_table(path: str) -> list[Row]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return [Row(r["path"], r["genre"], r["artist"]) for r in csv.DictReader(file)]
+
+
+def _write_table(path: Path, rows: Sequence[Row], splits: Sequence[str]) -> None:
+    """What `prepare --labels_csv` reads."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "genre", "split"])
+        writer.writerows(
+            (row.path, row.genre, split) for row, split in zip(rows, splits, strict=True)
+        )
+
+
+if __name__ == "__main__":
+    cli.run_main(main)

@@ -1,0 +1,22 @@
+"""musicnn, fine-tuned from published weights: Pons and Serra, ISMIR late-breaking 2019.
+
+    python -m mgc_jax.main --config=configs/musicnn.py --workdir=runs/musicnn
+
+--config.init_from=mtt_musicnn starts from the other weights (`mgc_jax weights` lists them); without
+any, --config.init_from= --config.model_overrides.freeze_statistics=False. The source has no such
+network. Ours: not yet measured on FMA small.
+"""
+
+from ml_collections import ConfigDict
+
+from mgc_jax.configs import default
+
+
+def get_config() -> ConfigDict:
+    config = default.get_config()
+    config.model = "musicnn"
+    config.init_from = "msd_musicnn"
+    config.model_overrides.freeze_statistics = True
+    # As it was published.
+    config.model_overrides.dropout = 0.5
+    return config
