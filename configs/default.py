@@ -32,13 +32,16 @@ def get_config() -> ConfigDict:
     # Range of the log-mel, in dB.
     config.mel.top_db = 80.0
 
-    # The log-mel of musicnn, 10 log10(1 + 10000 x) of the powers x; keys as above.
     config.mel96 = ConfigDict()
+    # Window of a frame of musicnn's log-mel, in samples.
     config.mel96.n_fft = 512
+    # Distance of two frames, in samples.
     config.mel96.hop_length = 256
+    # Mel bands.
     config.mel96.n_mels = 96
+    # Frames kept of each clip.
     config.mel96.frames = 626
-    # Its highest value, in dB; samples of full scale stay below.
+    # Highest value of 10 log10(1 + 10000 x), in dB; samples of full scale stay below.
     config.mel96.top_db = 70.0
 
     config.demo = ConfigDict()
