@@ -1,5 +1,6 @@
 """A page that shows the genres of audio files dropped on it, or recorded.
 
+    python -m mgc_jax.app --pretrained=msd_musicnn                              # tags, untrained
     python -m mgc_jax.app --workdir=runs/densenet
     python -m mgc_jax.app --workdir=runs/densenet --host=0.0.0.0 --port=8000    # for others too
 
@@ -26,7 +27,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines this command's flags."""
-    cli.define_path("workdir", None, "Workdir of the run whose best checkpoint predicts.")
+    cli.define_network("predicts")
     flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; 0.0.0.0 is all.")
     flags.DEFINE_integer("port", 7860, "Port to listen at.", lower_bound=1, upper_bound=65535)
 
@@ -34,8 +35,7 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     """Serves the page until it is interrupted."""
     cli.reject_arguments(argv)
-    if not FLAGS.workdir:
-        raise InputError("--workdir=... is missing: the folder of a trained run")
+    name = cli.named_network()
     # Nobody is told that this runs, nor asked for a newer version.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
         raise InputError("gradio is not installed: pip install -e '.[app]'") from None
     import mgc_jax
 
-    page = build_page(mgc_jax.load(FLAGS.workdir), os.path.basename(os.path.abspath(FLAGS.workdir)))
+    page = build_page(mgc_jax.load(name), os.path.basename(os.path.abspath(name)))
     # The default theme's fonts come from elsewhere.
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     try:
@@ -70,7 +70,8 @@ def build_page(predictor: "Predictor", title: str) -> "gradio.Blocks":
         return predictor.predict(paths, spectrograms=True)
 
     with gr.Blocks(title="mgc_jax") as page:
-        gr.Markdown(f"# Genres of your music\nTrained run `{title}`: {', '.join(predictor.genres)}")
+        what = "Tags" if predictor.tagging else "Genres"
+        gr.Markdown(f"# {what} of your music\n`{title}`: {', '.join(predictor.genres)}")
         if predictor.notice:
             gr.Markdown(f"**This network was {predictor.notice}.**")
         with gr.Row():
@@ -95,7 +96,8 @@ def _show(results: list["Prediction"]) -> None:
             continue
         gr.Markdown(f"### {name}")
         with gr.Row():
-            gr.Label(result.ranking, label="Genres", scale=1)
+            label = "Tags" if result.tagging else "Genres"
+            gr.Label(result.ranking, num_top_classes=10, label=label, scale=1)
             gr.Plot(plot_timeline(result), show_label=False, scale=2)
 
 

@@ -70,6 +70,29 @@ def define_path(name: str, default: str | None, help_text: str) -> None:
     flags.DEFINE(_PathParser(), name, default, help_text)
 
 
+def define_network(use: str) -> None:
+    """The flags `--workdir` and `--pretrained`, of which `named_network` takes one."""
+    define_path("workdir", None, f"Workdir of the run whose best checkpoint {use}.")
+    flags.DEFINE_string(
+        "pretrained",
+        None,
+        "Instead: public weights, such as msd_musicnn, whose tags are no genres but need no "
+        "training; `mgc_jax weights` lists them.",
+    )
+
+
+def named_network() -> str:
+    """The folder or the name that `mgc_jax.load` takes; raises InputError for none or two."""
+    workdir, pretrained = flags.FLAGS.workdir, flags.FLAGS.pretrained
+    if workdir and pretrained:
+        raise InputError("--workdir and --pretrained do not go together: give one")
+    if not workdir and not pretrained:
+        raise InputError(
+            "--workdir=... is missing: the folder of a trained run (or --pretrained=msd_musicnn)"
+        )
+    return workdir or pretrained
+
+
 def run(word: str) -> None:
     """Runs a command: parses flags, sets up logging, and ends as `exit_codes` does.
 

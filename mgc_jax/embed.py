@@ -1,6 +1,7 @@
 """A vector for every song of a library, from a trained run: an index for `mgc_jax similar`.
 
     python -m mgc_jax.embed --workdir=runs/densenet my_music/ --output=songs.npz
+    python -m mgc_jax.embed --pretrained=msd_musicnn my_music/    # without any training
 
 The vector is what the network has before its classifier, the mean over the file's clips. songs.npz
 holds `paths [songs] str`, absolute, and `vectors [songs, channels] float32`; numpy.load reads it.
@@ -28,7 +29,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines this command's flags."""
-    cli.define_path("workdir", None, "Workdir of the run whose best checkpoint embeds.")
+    cli.define_network("embeds")
     cli.define_path("output", "songs.npz", "Index to write; should end in .npz.")
     flags.DEFINE_integer("batch_size", 8, "Clips a step; changes the speed only.", lower_bound=1)
 
@@ -36,8 +37,7 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     """Embeds the files and folders named as arguments."""
     output = Path(FLAGS.output)
-    if not FLAGS.workdir:
-        raise InputError("--workdir=... is missing: the folder of a trained run")
+    name = cli.named_network()
     if output.suffix != ".npz":
         raise InputError(f"--output={output}: it should end in .npz")
     if missing := [path for path in argv[1:] if not os.path.exists(path)]:
@@ -49,10 +49,11 @@ def main(argv: list[str]) -> None:
     files = list(dict.fromkeys(os.path.abspath(path) for path in find_files(argv[1:])))
     if not files:
         raise InputError("no audio files: name files, or folders that hold some")
-    predictor = load(FLAGS.workdir, FLAGS.batch_size)
+    predictor = load(name, FLAGS.batch_size)
     if predictor.notice:
-        console.log.warning("%s was %s", FLAGS.workdir, predictor.notice)
-    about = {"network": predictor.fingerprint, "workdir": os.path.abspath(FLAGS.workdir)}
+        console.log.warning("%s was %s", name, predictor.notice)
+    workdir = os.path.abspath(name) if os.path.exists(name) else name
+    about = {"network": predictor.fingerprint, "workdir": workdir}
     try:
         with GrowingIndex(output, predictor.fingerprint, predictor.embedding_size) as index:
             _embed(predictor, files, index)

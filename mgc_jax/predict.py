@@ -1,11 +1,13 @@
 """Genres of anyone's audio files, from a trained run's workdir alone.
 
+    python -m mgc_jax.predict --pretrained=msd_musicnn song.mp3    # tags, without any training
     python -m mgc_jax.predict --workdir=runs/densenet song.mp3 my_music/
     python -m mgc_jax.predict --workdir=runs/densenet mix.flac --timeline --plot=pictures
 
 A file's genres are the mean of its clips' log-probabilities; --timeline shows the clips. Files may
 have any length, folders are searched for audio. Bad files are reported on stderr and the rest go
 on; the exit code is 1 if any was bad. Files go through the features that the run was trained with.
+Tags are true or not by themselves: a tag's activation, in [0, 1], is the mean over the clips.
 """
 
 import csv
@@ -23,14 +25,14 @@ from mgc_jax import cli, console
 from mgc_jax.errors import InputError
 
 if TYPE_CHECKING:
-    from mgc_jax.predictor import Prediction
+    from mgc_jax.predictor import Prediction, Predictor
 
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
     """Defines this command's flags."""
-    cli.define_path("workdir", None, "Workdir of the run whose best checkpoint predicts.")
+    cli.define_network("predicts")
     flags.DEFINE_enum(
         "format",
         "table",
@@ -38,7 +40,9 @@ def define_flags() -> None:
         "A table for people, one JSON object a line, or CSV with one row a file. Files that cannot "
         "be used have the reason in `error` in the latter two.",
     )
-    flags.DEFINE_integer("top", 3, "Genres that the table lists for each file.", lower_bound=1)
+    flags.DEFINE_integer(
+        "top", 3, "Genres (or tags) that the table lists of a file.", lower_bound=1
+    )
     flags.DEFINE_bool("timeline", False, "Genres over time too, clip by clip.")
     cli.define_path(
         "plot", None, "Folder for a picture of each file: spectrogram and genres over time."
@@ -48,8 +52,7 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Predicts the files and folders named as arguments."""
-    if not FLAGS.workdir:
-        raise InputError("--workdir=... is missing: the folder of a trained run")
+    name = cli.named_network()
     if FLAGS.timeline and FLAGS.format == "csv":
         raise InputError("--timeline does not fit into --format=csv: use json")
     if missing := [path for path in argv[1:] if not os.path.exists(path)]:
@@ -62,14 +65,16 @@ def main(argv: list[str]) -> None:
         raise InputError("no audio files: name files, or folders that hold some")
     if FLAGS.plot:
         _make_folder(FLAGS.plot)
-    predictor = load(FLAGS.workdir, FLAGS.batch_size)
+    predictor = load(name, FLAGS.batch_size)
     if predictor.notice:
-        console.log.warning("%s was %s", FLAGS.workdir, predictor.notice)
+        console.log.warning("%s was %s", name, predictor.notice)
     # File names need not be UTF-8: what JSON writes for such bytes will do everywhere.
     sys.stdout.reconfigure(errors="backslashreplace")
     if FLAGS.format == "csv":
-        columns = [f"prob_{genre}" for genre in predictor.genres]
-        csv.writer(sys.stdout).writerow(["path", "genre", *columns, "silent_clips", "error"])
+        columns = ["genre", *(f"prob_{genre}" for genre in predictor.genres)]
+        if predictor.tagging:
+            columns = [f"tag_{tag}" for tag in predictor.genres]
+        csv.writer(sys.stdout).writerow(["path", *columns, "silent_clips", "error"])
     failed = 0
     plotted = set()
     with tqdm(total=len(files), unit="file", leave=False, disable=None) as bar:
@@ -79,7 +84,7 @@ def main(argv: list[str]) -> None:
                     failed += 1
                     source = console.shown(result.source)
                     print(f"error: {source}: {result.error}", file=sys.stderr)
-                _WRITERS[FLAGS.format](result, predictor.genres)
+                _WRITERS[FLAGS.format](result, predictor)
                 sys.stdout.flush()
             if FLAGS.plot and result.error is None:
                 _save_plot(result, plotted)
@@ -88,50 +93,58 @@ def main(argv: list[str]) -> None:
         raise InputError(f"{failed} of {len(files)} files could not be used")
 
 
-def _write_table(result: "Prediction", genres: tuple[str, ...]) -> None:
+def _write_table(result: "Prediction", _: "Predictor") -> None:
     """The likeliest genres, of the file and, if asked for, of each clip."""
     if result.error is not None:
         return
     print(console.shown(result.source))
     for genre, probability in list(result.ranking.items())[: FLAGS.top]:
-        print(f"  {probability:6.1%}  {genre}")
+        print(f"  {_share(probability, result)}  {genre}")
     if result.silent_clips:
         print(f"  clips without signal, left out: {result.silent_clips}")
     if FLAGS.timeline:
         for start, row in zip(result.starts, result.timeline, strict=True):
             minutes, seconds = divmod(int(start), 60)
-            print(f"  {minutes:3d}:{seconds:02d}  {row.max():6.1%}  {genres[row.argmax()]}")
+            genre = result.genres[row.argmax()]
+            print(f"  {minutes:3d}:{seconds:02d}  {_share(row.max(), result)}  {genre}")
 
 
-def _write_json(result: "Prediction", genres: tuple[str, ...]) -> None:
-    """One object a line; of a file that cannot be used, with the reason."""
+def _share(value: float, result: "Prediction") -> str:
+    """Probabilities of all genres make 100%; activations of tags do not."""
+    return f"{value:6.3f}" if result.tagging else f"{value:6.1%}"
+
+
+def _write_json(result: "Prediction", _: "Predictor") -> None:
+    """One object a line; of a file that cannot be used, with the reason.
+
+    Of tags, `tags` takes the place of `genre` and `probabilities`.
+    """
     found = {"path": result.source}
     if result.error is not None:
         found["error"] = result.error
     else:
-        found |= {
-            "genre": result.genre,
-            "probabilities": result.ranking,
-            "silent_clips": result.silent_clips,
-        }
+        values = "tags" if result.tagging else "probabilities"
+        found |= {} if result.tagging else {"genre": result.genre}
+        found |= {values: result.ranking, "silent_clips": result.silent_clips}
         if FLAGS.timeline:
             found["timeline"] = [
                 {
                     "start": round(float(start), 3),
-                    "probabilities": dict(zip(genres, row.tolist(), strict=True)),
+                    values: dict(zip(result.genres, row.tolist(), strict=True)),
                 }
                 for start, row in zip(result.starts, result.timeline, strict=True)
             ]
     print(json.dumps(found, ensure_ascii=False))
 
 
-def _write_csv(result: "Prediction", genres: tuple[str, ...]) -> None:
-    probabilities = [result.ranking.get(genre) for genre in genres]
+def _write_csv(result: "Prediction", predictor: "Predictor") -> None:
+    columns = [result.ranking.get(genre) for genre in predictor.genres]
+    if not predictor.tagging:
+        columns = [result.genre, *columns]
     # A spreadsheet takes what begins so for a formula.
     path = f"./{result.source}" if result.source.startswith(("=", "+", "-", "@")) else result.source
     silent = None if result.error else result.silent_clips
-    row = [path, result.genre, *probabilities, silent, result.error]
-    csv.writer(sys.stdout).writerow(row)
+    csv.writer(sys.stdout).writerow([path, *columns, silent, result.error])
 
 
 _WRITERS = {"table": _write_table, "json": _write_json, "csv": _write_csv}

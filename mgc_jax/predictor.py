@@ -29,11 +29,12 @@ from mgc_jax.data.clips import Clip, encode_clips
 from mgc_jax.data.features import Feature, Mel
 from mgc_jax.data.opening import Clips, Source, open_sources
 from mgc_jax.data.opening import find_files as find_files  # the commands take it from here
-from mgc_jax.errors import InputError
+from mgc_jax.errors import InputError, choices
 from mgc_jax.results.calibration import apply_temperature
 from mgc_jax.results.metrics import mean_log_probs
 from mgc_jax.training import embedding
 from mgc_jax.training.network import TrainedRun, load_run
+from mgc_jax.training.public_weights import PUBLIC_WEIGHTS, is_public, load_public
 from mgc_jax.training.step import compile_predict_step
 
 DEMO_NOTICE = "trained on synthesised music: what it says of real music means nothing"
@@ -42,10 +43,11 @@ _MAX_FRAMES = 4096  # of a spectrogram
 
 
 def load(workdir: str | os.PathLike, batch_size: int = 8) -> "Predictor":
-    """Loads the best checkpoint of a run.
+    """Loads the best checkpoint of a run, or public weights.
 
     Args:
-        workdir: of the run; nothing else is needed.
+        workdir: of the run; nothing else is needed. Where there is no such folder, the name of
+            public weights (`mgc_jax weights` lists them), which are fetched once.
         batch_size: clips a step, rounded up to a multiple of the devices. It changes the speed
             only: 8 suits a CPU, an accelerator is busier with more.
 
@@ -53,6 +55,12 @@ def load(workdir: str | os.PathLike, batch_size: int = 8) -> "Predictor":
         InputError: the workdir holds no run or no finished epoch, or its settings cannot be met.
     """
     parallel.use_compilation_cache()
+    if is_public(workdir):
+        about = PUBLIC_WEIGHTS[str(workdir)].trained_on
+        return Predictor(load_public(str(workdir)), batch_size, f"trained on {about}")
+    if not os.path.exists(workdir):
+        known = choices(str(workdir), PUBLIC_WEIGHTS)
+        raise InputError(f"no such folder: {workdir}, and of public weights {known}")
     return Predictor(load_run(workdir), batch_size)
 
 
@@ -64,8 +72,9 @@ class Prediction:
         source: the path, or `array 0`, `array 1`, ... for arrays.
         error: why the source could not be used, else None. With an error all that follows is empty.
         ranking: genre to probability, likeliest first: the mean of the clips' log-probabilities,
-            made to sum to one.
+            made to sum to one. Of tags, tag to activation: the mean over the clips, each by itself.
         genres: in the order of the timeline's columns.
+        tagging: whether they are tags, whose activations do not sum to one.
         timeline: `[clips, genres] float32`, probabilities of the clips; those without signal are
             left out.
         starts: `[clips] float`, where they begin, in s. The last one ends with the source, and may
@@ -81,6 +90,7 @@ class Prediction:
     error: str | None = None
     ranking: dict[str, float] = dataclasses.field(default_factory=dict)
     genres: tuple[str, ...] = ()
+    tagging: bool = False
     timeline: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.float32))
     starts: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
     clip_seconds: float = 0.0
@@ -90,13 +100,13 @@ class Prediction:
 
     @property
     def genre(self) -> str | None:
-        """The likeliest genre; None with an error.
+        """The likeliest genre; None with an error, or of tags.
 
         Examples:
             >>> Prediction("song.mp3", ranking={"Folk": 0.7, "Rock": 0.3}).genre
             'Folk'
         """
-        return next(iter(self.ranking), None)
+        return None if self.tagging else next(iter(self.ranking), None)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -158,12 +168,20 @@ class _Track:
 class Predictor:
     """A trained network, with the features that it was trained on."""
 
-    def __init__(self, run: TrainedRun, batch_size: int = 8):
-        """Puts a run's network on all devices; arguments as for `load`."""
+    def __init__(self, run: TrainedRun, batch_size: int = 8, notice: str | None = None):
+        """Puts a run's network on all devices.
+
+        Args:
+            run: to predict with.
+            batch_size: as for `load`.
+            notice: what is to be said beside every answer.
+        """
         network = run.network
         self.genres = network.genres
+        # Whether these are tags, each of which is true or not by itself.
+        self.tagging = network.tagging
         # What is to be said beside every answer, or None.
-        self.notice = DEMO_NOTICE if network.config.dataset == "demo" else None
+        self.notice = DEMO_NOTICE if network.config.dataset == "demo" else notice
         self._network = network
         self._temperature = run.temperature
         self._audio = network.features[0].audio
@@ -305,17 +323,24 @@ class Predictor:
         """What is said of a track whose clips have all been through the network."""
         if track.error is not None:
             return Prediction(track.name, track.error)
-        log_probs = apply_temperature(np.stack(track.rows), self._temperature)
-        mean = mean_log_probs(log_probs, np.zeros(len(log_probs)))[1][0]
+        rows = np.stack(track.rows)
+        if self.tagging:
+            timeline = rows
+            mean = rows.mean(axis=0)
+        else:
+            log_probs = apply_temperature(rows, self._temperature)
+            timeline = np.exp(log_probs)
+            mean = np.exp(mean_log_probs(log_probs, np.zeros(len(rows)))[1][0])
         spectrogram = None
         if track.mels:
             seen = self._mel.network_input(np.concatenate(track.mels))
             spectrogram = self._mel.decode(seen)
         return Prediction(
             track.name,
-            ranking={self.genres[i]: float(np.exp(mean[i])) for i in np.argsort(-mean)},
+            ranking={self.genres[i]: float(mean[i]) for i in np.argsort(-mean)},
             genres=self.genres,
-            timeline=np.exp(log_probs),
+            tagging=self.tagging,
+            timeline=timeline,
             starts=np.array(track.starts),
             clip_seconds=self._audio.clip_seconds,
             silent_clips=track.silent,

@@ -83,6 +83,8 @@ def main(argv: list[str]) -> None:
     predictor = load(FLAGS.workdir, FLAGS.batch_size)
     if predictor.notice:
         console.log.warning("%s was %s", FLAGS.workdir, predictor.notice)
+    if predictor.tagging:
+        raise InputError(f"{FLAGS.workdir} gives tags, not genres: name a trained run")
     plan, failed = _make_plan(predictor, files)
     _write_plan(plan)
     chosen = {proposal.path: proposal.genre for proposal in plan if not proposal.note}

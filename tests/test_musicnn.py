@@ -87,7 +87,7 @@ def cache(tmp_path, monkeypatch):
 
 def test_network_equals_a_forward_pass_in_numpy(public_cache):
     """Of two clips of two patches each, the mean of the patches' logits."""
-    network, variables, _ = load_public("msd_musicnn")
+    network, variables, *_ = load_public("msd_musicnn")
     tensors = load_file(PUBLIC_WEIGHTS["msd_musicnn"].path)
     clips = RNG.uniform(0, 4, (2, 2 * PATCH + 20, 96)).astype(np.float32)
     expected = [
@@ -133,7 +133,7 @@ def test_published_graph_gives_the_same(wheel, cache, tmp_path, name):
     import tensorflow as tf
 
     fetch(name, wheel)
-    network, variables, _ = load_public(name)
+    network, variables, *_ = load_public(name)
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path)
     folder = tmp_path / "musicnn" / PUBLIC_WEIGHTS[name].folder

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -112,12 +113,17 @@ def fetch(name: str, wheel: Path | None = None) -> Path:
     return path
 
 
+def is_public(path: str | os.PathLike) -> bool:
+    """Whether a name stands for public weights: a file or folder of that name wins."""
+    return str(path) in PUBLIC_WEIGHTS and not os.path.exists(path)
+
+
 def find_weights(path: str) -> Path:
-    """What a name of public weights stands for, unless there is a file or folder of that name.
+    """The file of public weights of this name, or the file or folder of this path itself.
 
     Raises InputError as `fetch` does.
     """
-    return fetch(path) if path in PUBLIC_WEIGHTS and not Path(path).exists() else Path(path)
+    return fetch(path) if is_public(path) else Path(path)
 
 
 def load_public(name: str) -> TrainedRun:

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from mgc_jax import parallel
 from mgc_jax.models.cpu_forms import on_cpu
+from mgc_jax.models.musicnn import cut_patches
 from mgc_jax.training.augment import soft_labels
 from mgc_jax.training.network import Network
 from mgc_jax.training.optimizer import learning_rate_schedule, make_optimizer
@@ -162,6 +163,21 @@ def predict_step(variables: Mapping, batch: Mapping[str, jax.Array], network: Ne
     return over_clips(log_probs, batch, network)
 
 
+def tag_step(variables: Mapping, batch: Mapping[str, jax.Array], network: Network) -> jax.Array:
+    """How far each tag holds, by itself, in [0, 1]: `[batch, tags] float32`, on every replica.
+
+    The mean over a clip's patches; only musicnn has tags.
+    """
+
+    def activations(stored):
+        patches = cut_patches(*network.inputs(stored).values())
+        flat = patches.reshape(-1, *patches.shape[2:])
+        logits = network.module.apply(variables, flat, train=False)
+        return jax.nn.sigmoid(logits).reshape(*patches.shape[:2], -1).mean(axis=1)
+
+    return over_clips(activations, batch, network)
+
+
 def over_clips(function: Callable, batch: Mapping[str, jax.Array], network: Network) -> jax.Array:
     """A function's results for the whole batch, on every replica: `[batch, width]`.
 
@@ -183,5 +199,6 @@ def over_clips(function: Callable, batch: Mapping[str, jax.Array], network: Netw
 
 
 def compile_predict_step(network: Network) -> Callable:
-    """`predict_step` over all devices: `(variables, batch) -> log_probs`."""
-    return parallel.data_parallel(lambda variables, batch: predict_step(variables, batch, network))
+    """`predict_step` over all devices, `(variables, batch) -> log_probs`; of tags, `tag_step`."""
+    step = tag_step if network.tagging else predict_step
+    return parallel.data_parallel(lambda variables, batch: step(variables, batch, network))
