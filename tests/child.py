@@ -1,14 +1,74 @@
-"""Training in a process of its own, for tests that kill it, or give it devices and companions."""
+"""Commands, and training alone, in processes of their own that start in no time.
 
+They are forked from a process that has imported everything, and has touched no device yet. What an
+import does is for tests that start Python itself.
+"""
+
+import contextlib
+import itertools
 import json
 import multiprocessing
 import os
+import runpy
 import socket
+import subprocess
+import sys
+import tempfile
+from multiprocessing import forkserver
 from pathlib import Path
+from unittest import mock
 
-# Forked from a process that has imported everything, and has touched no device yet.
+ROOT = Path(__file__).parents[1]
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["mgc_jax.training.loop", "mgc_jax.data.input_pipeline"])
+_CONTEXT.set_forkserver_preload(
+    ["mgc_jax.training.train", "mgc_jax.predictor", "mgc_jax.results.comparison", "librosa"]
+)
+
+
+def import_everything() -> None:
+    """Starts the process that others are forked from, while the tests are collected."""
+    # As `process.set_up_logging` does, which comes too late for what is imported already.
+    with mock.patch.dict(os.environ, TF_CPP_MIN_LOG_LEVEL="2", TF_ENABLE_ONEDNN_OPTS="0"):
+        forkserver.ensure_running()
+
+
+class Python:
+    """`python -m MODULE ARGUMENTS...` or `python -c CODE ARGUMENTS...`, under way."""
+
+    def __init__(self, *command, cwd=ROOT, env=None):
+        """Starts it."""
+        self.args = list(map(str, command))
+        self._folder = tempfile.TemporaryDirectory()
+        environment = dict(os.environ if env is None else env)
+        arguments = (self.args, str(cwd), environment, self._folder.name)
+        self.process = _CONTEXT.Process(target=_run, args=arguments)
+        self.process.start()
+
+    def finish(self) -> subprocess.CompletedProcess:
+        """Waits for its end; what it printed, and its exit code."""
+        self.process.join()
+        said = [Path(self._folder.name, name).read_text() for name in ("stdout", "stderr")]
+        self._folder.cleanup()
+        return subprocess.CompletedProcess(self.args, self.process.exitcode, *said)
+
+
+def call(module: str, *arguments, **place) -> subprocess.CompletedProcess:
+    """Runs a command of the package to its end, as a user types it."""
+    return Python("-m", f"mgc_jax.{module}", *arguments, **place).finish()
+
+
+def _run(command, cwd, environment, folder):
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ |= environment
+    for stream, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT), stream)
+    kind, program, *arguments = command
+    sys.argv = [program if kind == "-m" else kind, *arguments]
+    if kind == "-m":
+        runpy.run_module(program, run_name="__main__", alter_sys=True)
+    else:
+        exec(program, {"__name__": "__main__"})
 
 
 def start(config, workdir, *, devices=1, process=0, processes=1, port=0):
@@ -21,9 +81,7 @@ def start(config, workdir, *, devices=1, process=0, processes=1, port=0):
 
 def start_job(config, workdir, *, processes, devices):
     """Starts the processes of one job on this machine."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     return [
         start(
             config,
@@ -35,6 +93,14 @@ def start_job(config, workdir, *, processes, devices):
         )
         for i in range(processes)
     ]
+
+
+def free_port() -> int:
+    """A port that nobody uses, and below those that the system gives to who asks for any."""
+    for port in itertools.count(10_000 + os.getpid() % 10_000):
+        with contextlib.suppress(OSError), socket.socket() as free:
+            free.bind(("localhost", port))
+            return port
 
 
 def finish(*children, code=0, workdir=None):

@@ -2,13 +2,14 @@
 
 import json
 import shutil
-import subprocess
-import sys
+import zlib
 from pathlib import Path
 
+import child
 import numpy as np
 import pytest
 import soundfile
+from child import ROOT, call
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
@@ -17,22 +18,29 @@ from mgc_jax.configs import default
 from mgc_jax.data import preparation
 from mgc_jax.data.input_pipeline import open_dataset
 from mgc_jax.demo.corpus import write_corpus
+from mgc_jax.files import user_cache
 from mgc_jax.models import inputs_of
 from mgc_jax.training import loop
 from mgc_jax.training.network import Network
 from mgc_jax.training.pretrained import to_torch, torch_name
 from mgc_jax.training.public_weights import PUBLIC_WEIGHTS
 
-ROOT = Path(__file__).parents[1]
+child.import_everything()
 # Compiled functions are kept from run to run, as users' are.
 parallel.use_compilation_cache()
 
 
 @pytest.fixture(scope="session")
-def corpus(tmp_path_factory) -> Path:
-    """24 tracks in FMA's layout, one a genre and split, and one track that is not audio."""
-    root = tmp_path_factory.mktemp("corpus")
-    write_corpus(root, tracks=24, seed=1, workers=2)
+def corpus() -> Path:
+    """24 tracks in FMA's layout, one a genre and split; kept for as long as nothing changes them.
+
+    Not to be written to.
+    """
+    sources = sorted((ROOT / "mgc_jax" / "demo").glob("*.py"))
+    made_by = zlib.crc32(b"".join(source.read_bytes() for source in sources))
+    root = user_cache("tests") / f"corpus-{made_by:08x}"
+    if not (root / "fma_metadata" / "tracks.csv").exists():
+        write_corpus(root, tracks=24, seed=1, workers=2)
     return root
 
 
@@ -100,12 +108,6 @@ def workdir(prepared, tmp_path_factory) -> Path:
     )
     call("main", *flags).check_returncode()
     return workdir
-
-
-def call(module: str, *arguments, **kwargs) -> subprocess.CompletedProcess:
-    """Runs a command of the package, as a user types it."""
-    command = [sys.executable, "-m", f"mgc_jax.{module}", *map(str, arguments)]
-    return subprocess.run(command, **{"cwd": ROOT, "capture_output": True, "text": True} | kwargs)
 
 
 def random_musicnn(cache: Path) -> None:

@@ -7,7 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, call, write_audio
+from child import call, free_port
+from conftest import ROOT, write_audio
 
 CHROMIUM = shutil.which("chromium")
 
@@ -15,9 +16,7 @@ CHROMIUM = shutil.which("chromium")
 @pytest.fixture
 def server(workdir):
     """The address of the page, once it is served."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "mgc_jax.app", f"--workdir={workdir}", f"--port={port}"]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         said = process.stderr.readline()

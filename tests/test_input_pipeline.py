@@ -4,9 +4,6 @@ import itertools
 import json
 import os
 import shutil
-import socket
-import subprocess
-import sys
 import tempfile
 from collections import deque
 from contextlib import contextmanager
@@ -17,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from child import Python, free_port
 from etils import epath
 
 from mgc_jax import parallel
@@ -208,28 +206,17 @@ for batches in (list(train), list(splits["test"].eval_batches(20))):
 
 
 def test_global_batches_do_not_depend_on_the_number_of_hosts(dataset, prepared):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    command = [sys.executable, "-c", _HOST]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    hosts = [
-        subprocess.Popen(
-            [*command, str(process), port, prepared.data_dir],
-            env=environment,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for process in range(2)
-    ]
+    port = free_port()
+    hosts = [Python("-c", _HOST, process, port, prepared.data_dir) for process in range(2)]
     batches = take(dataset.splits["train"], 4, batch_size=8, seed=3)
     expected = np.concatenate([batch["mel"] for batch in batches])
     test = dataset.splits["test"].gather(np.arange(24))["mel"]
     expected = [mels.astype(int).sum((1, 2)).tolist() for mels in (expected, test)]
     expected[1] += [0] * 16  # the mask's part of two batches of 20
     for process, host in enumerate(hosts):
-        lines = [line for line in host.communicate()[0].splitlines() if line[0].isdigit()]
-        assert host.returncode == 0
+        done = host.finish()
+        lines = [line for line in done.stdout.splitlines() if line[0].isdigit()]
+        assert done.returncode == 0, done.stderr
         assert [list(map(int, line.split())) for line in lines] == [
             [process, *sums] for sums in expected
         ]

@@ -5,32 +5,25 @@ import json
 import os
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import child
 import numpy as np
 import pytest
+from child import ROOT, call
 from sklearn import metrics as sk
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mgc_jax.models import MODELS
 
-ROOT = Path(__file__).parents[1]
 
-
-def call(module, *arguments, cwd=ROOT, env=None):
+def call_afresh(module, *arguments, env=None):
+    """Runs a command in a process that imports everything itself."""
     command = [sys.executable, "-m", f"mgc_jax.{module}", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
-
-
-def start(command, **environment):
-    """Starts a command in the background; `communicate` waits for it."""
-    return subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | environment, stderr=subprocess.PIPE, text=True
-    )
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
 
 
 def flags_of(config, workdir):
@@ -103,7 +96,8 @@ def test_compiled_functions_are_kept_in_the_users_cache_alone(finished, corpus, 
     song = next(corpus.rglob("*.mp3"))
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     environment["XDG_CACHE_HOME"] = str(tmp_path)
-    call("predict", f"--workdir={workdir}", song, env=environment).check_returncode()
+    done = call_afresh("predict", f"--workdir={workdir}", song, env=environment)
+    done.check_returncode()
     assert (tmp_path / "mgc_jax" / "jax").is_dir()
     assert not (workdir.parent / "jax_cache").exists() and not (workdir / "jax_cache").exists()
 
@@ -122,30 +116,30 @@ def test_told_to_stop_then_finished_by_two_hosts(finished, tmp_path):
     """SIGTERM, exit code 75, and the same command on 2 processes of 2 devices: the same scores."""
     workdir, flags, _ = finished
     ours = tmp_path / "run"
-    command = [sys.executable, "-m", "mgc_jax.main", *flags]
-    stopped = start([*command, f"--workdir={ours}"])
-    while not (ours / "metrics.jsonl").exists() and stopped.poll() is None:
+    running = child.Python("-m", "mgc_jax.main", *flags, f"--workdir={ours}")
+    while not (ours / "metrics.jsonl").exists() and running.process.is_alive():
         time.sleep(0.05)
-    stopped.terminate()
-    said = stopped.communicate()[1]
+    running.process.terminate()
+    stopped = running.finish()
+    said = stopped.stderr
     assert stopped.returncode == 75, said
     assert said.strip().endswith("of 6, which is saved; the same command goes on")
 
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
+    environment = os.environ | {
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{child.free_port()}",
+        "JAX_NUM_PROCESSES": "2",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+    }
     hosts = [
-        start(
-            [*command, f"--workdir={folder}", "--multihost"],
-            JAX_COORDINATOR_ADDRESS=address,
-            JAX_NUM_PROCESSES="2",
-            JAX_PROCESS_ID=str(i),
-            XLA_FLAGS="--xla_force_host_platform_device_count=2",
+        child.Python(
+            *("-m", "mgc_jax.main", *flags, f"--workdir={folder}", "--multihost"),
+            env=environment | {"JAX_PROCESS_ID": str(i)},
         )
         for i, folder in enumerate((ours, tmp_path / "unused"))
     ]
-    outputs = [host.communicate()[1] for host in hosts]
-    assert [host.returncode for host in hosts] == [0, 0], outputs
+    done = [host.finish() for host in hosts]
+    outputs = [host.stderr for host in done]
+    assert [host.returncode for host in done] == [0, 0], outputs
     assert "4 x cpu on 2 hosts" in outputs[0] and "resuming after step" in outputs[0]
     assert not (tmp_path / "unused").exists() and "epoch" not in outputs[1]
     for path in ("clip", "track"):
@@ -284,7 +278,7 @@ def test_predict_bad_use(finished, tmp_path):
 
 @pytest.mark.parametrize("module", ["main", "prepare", "predict", "app", "export"])
 def test_help_shows_how_to_use_it(module):
-    done = call(module, "--help")
+    done = call_afresh(module, "--help")
     assert f"python -m mgc_jax.{module} --" in done.stdout and done.returncode == 0
     assert "Traceback" not in done.stderr
 

@@ -277,14 +277,10 @@ def test_csv_has_one_row_a_file(workdir, music, tmp_path):
 def test_table_with_timeline_and_a_bar_on_a_terminal(workdir, music):
     terminal, other_end = pty.openpty()
     termios.tcsetwinsize(other_end, (24, 80))
-    done = call(
-        "predict",
-        f"--workdir={workdir}",
-        "--timeline",
-        music / "a" / "two.flac",
-        capture_output=False,
-        stdout=subprocess.PIPE,
-        stderr=other_end,
+    command = [sys.executable, "-m", "mgc_jax.predict", f"--workdir={workdir}", "--timeline"]
+    command += [str(music / "a" / "two.flac")]
+    done = subprocess.run(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=other_end, text=True, check=True
     )
     os.set_blocking(terminal, False)
     assert b"/1 [" in os.read(terminal, 100_000)
