@@ -4,6 +4,7 @@ They are forked from a process that has imported everything, and has touched no 
 import does is for tests that start Python itself.
 """
 
+import atexit
 import contextlib
 import itertools
 import json
@@ -19,8 +20,8 @@ from pathlib import Path
 from unittest import mock
 
 ROOT = Path(__file__).parents[1]
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
     ["mgc_jax.training.train", "mgc_jax.predictor", "mgc_jax.results.comparison", "librosa"]
 )
 
@@ -41,7 +42,7 @@ class Python:
         self._folder = tempfile.TemporaryDirectory()
         environment = dict(os.environ if env is None else env)
         arguments = (self.args, str(cwd), environment, self._folder.name)
-        self.process = _CONTEXT.Process(target=_run, args=arguments)
+        self.process = CONTEXT.Process(target=_run, args=arguments)
         self.process.start()
 
     def finish(self) -> subprocess.CompletedProcess:
@@ -65,16 +66,21 @@ def _run(command, cwd, environment, folder):
         os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT), stream)
     kind, program, *arguments = command
     sys.argv = [program if kind == "-m" else kind, *arguments]
-    if kind == "-m":
-        runpy.run_module(program, run_name="__main__", alter_sys=True)
-    else:
-        exec(program, {"__name__": "__main__"})
+    try:
+        if kind == "-m":
+            runpy.run_module(program, run_name="__main__", alter_sys=True)
+        else:
+            exec(program, {"__name__": "__main__"})
+    finally:
+        # As Python does, but not multiprocessing: the first process of a job must not take its
+        # meeting place away before the others have left it.
+        atexit._run_exitfuncs()
 
 
 def start(config, workdir, *, devices=1, process=0, processes=1, port=0):
     """Starts `loop.train`, with fake devices; its output goes to a file beside the workdir."""
     arguments = (config.to_json(), str(workdir), devices, process, processes, port)
-    child = _CONTEXT.Process(target=_train, args=arguments, daemon=True)
+    child = CONTEXT.Process(target=_train, args=arguments, daemon=True)
     child.start()
     return child
 
@@ -106,7 +112,7 @@ def free_port() -> int:
 def finish(*children, code=0, workdir=None):
     """Waits for processes and checks their exit codes."""
     for child in children:
-        child.join(300)
+        child.join()
     assert [child.exitcode for child in children] == [code] * len(children), said(workdir)
 
 
@@ -132,7 +138,6 @@ def _train(config, workdir, devices, process, processes, port):
     output = os.open(f"{workdir}.said/{process}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(output, stream)
-    import jax
     from ml_collections import ConfigDict
 
     from mgc_jax import cli, models, parallel, signals
@@ -155,6 +160,4 @@ def _train(config, workdir, devices, process, processes, port):
             data = open_dataset(config, models.inputs_of(config.model))
             loop.train(Network.from_config(config, data.genres), Path(workdir), data)
     finally:
-        # As JAX does at exit, which multiprocessing's children pass by: the first process must not
-        # take the job's meeting place away before the others have left it.
-        jax.distributed.shutdown()
+        atexit._run_exitfuncs()

@@ -25,9 +25,12 @@ from mgc_jax.training.network import Network
 from mgc_jax.training.pretrained import to_torch, torch_name
 from mgc_jax.training.public_weights import PUBLIC_WEIGHTS
 
-child.import_everything()
 # Compiled functions are kept from run to run, as users' are.
 parallel.use_compilation_cache()
+
+
+def pytest_sessionstart():
+    child.import_everything()
 
 
 @pytest.fixture(scope="session")

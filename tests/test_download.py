@@ -4,15 +4,13 @@ import hashlib
 import http.server
 import io
 import signal
-import subprocess
-import sys
 import threading
-import time
 import zipfile
 
 import numpy as np
 import pytest
-from conftest import ROOT, write_audio
+from child import Python
+from conftest import write_audio
 from test_datasets import write_metadata
 
 from mgc_jax.configs import default
@@ -133,9 +131,13 @@ def test_prepare_downloads_what_it_needs(server, tmp_path):
         assert open_dataset(config, ("mel",)).metadata["tracks_listed"] == 3
 
 
-UNPACK = """
-import sys
+UNPACK_AND_DIE = """
+import os, signal, sys
 from mgc_jax.data import download
+def die_at_the_hundredth(event, arguments):
+    if event == "open" and str(arguments[0]).endswith("fma_small/000/000100.mp3"):
+        os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(die_at_the_hundredth)
 download.ADDRESS, download.SHA1["fma_small"] = sys.argv[1:3]
 download.fetch("fma_small", sys.argv[3])
 """
@@ -145,12 +147,9 @@ def test_killed_while_it_unpacks_it_unpacks_anew(server, tmp_path):
     names = [f"fma_small/{i // 1000:03d}/{i:06d}.mp3" for i in range(5000)]
     server.offer("fma_small", {name: name.encode() for name in names})
     arguments = [download.ADDRESS, download.SHA1["fma_small"], str(tmp_path)]
-    process = subprocess.Popen([sys.executable, "-c", UNPACK, *arguments], cwd=ROOT)
+    killed = Python("-c", UNPACK_AND_DIE, *arguments).finish()
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     incomplete = tmp_path / "incomplete.fma_small"
-    while process.poll() is None and not (incomplete / names[100]).exists():
-        time.sleep(0.001)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
     assert incomplete.is_dir() and not (tmp_path / "fma_small").exists()
     (incomplete / "fma_small/000/stray.mp3").write_bytes(b"of another archive")
     folder = download.fetch("fma_small", tmp_path)

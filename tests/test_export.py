@@ -8,7 +8,8 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import call, write_audio
+from child import call
+from conftest import write_audio
 
 import mgc_jax
 from mgc_jax.configs import default

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
-from conftest import ROOT, call, write_audio
+from child import ROOT, call
+from conftest import write_audio
 
 import mgc_jax
 from mgc_jax.data.clips import iter_clips

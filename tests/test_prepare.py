@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import child
 import numpy as np
 import pytest
 import soundfile
@@ -207,23 +208,41 @@ def test_folders_of_genres(music, undisturbed):
             assert listed[track.track_id]["path"] == track.path
 
 
-def prepare_in_child(data_dir, music, workers, deviation):
+def kill_itself():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_workers():
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker in workers:
+        worker.kill()
+
+
+def prepare_in_child(data_dir, music, workers, deviation, act, tracks):
     # Only for time's sake: importing librosa takes longer than all the rest.
     preparation._check_against_librosa = lambda *_: deviation
+    run_all = preparation.run_all
+
+    def run_and_act(*arguments):
+        for count, answer in enumerate(run_all(*arguments), start=1):
+            if count == tracks:
+                act()
+            yield answer
+
+    preparation.run_all = run_and_act
     preparation.prepare(folder_config(data_dir), ("mel",), audio_dir=music, workers=workers)
 
 
 @pytest.fixture(scope="module")
 def start(music, undisturbed):
-    """Starts a preparation of the music as a process that can be killed."""
-    context = multiprocessing.get_context("forkserver")  # which imports TensorFlow once
-    context.set_forkserver_preload(["mgc_jax.data.builders"])
+    """Starts a preparation of the music as a process that can be killed, or that acts itself."""
     deviation = tfds.builder_from_directory(undisturbed / "mel/2.0.0").info.metadata
     deviation = dict(deviation["librosa_deviation"])
 
-    def start(data_dir, workers):
-        arguments = (data_dir, music, workers, deviation)
-        process = context.Process(target=prepare_in_child, args=arguments)
+    def start(data_dir, workers, act=None, tracks=None):
+        arguments = (data_dir, music, workers, deviation, act, tracks)
+        process = child.CONTEXT.Process(target=prepare_in_child, args=arguments)
         process.start()
         return process
 
@@ -248,14 +267,20 @@ def wait_for_a_track(process, folder, before):
 def test_killed_at_random_points_it_goes_on_and_ends_with_the_same_bytes(
     start, undisturbed, tmp_path
 ):
-    """SIGKILL while it decodes, and later while it writes, with other numbers of workers."""
+    """SIGKILL while it decodes, and later while it writes, with other numbers of workers.
+
+    Twice after a number of tracks, so that it is certain to happen; then at any time.
+    """
     config, folder = folder_config(tmp_path), tmp_path / "audio_folder/mel"
     rng, delay, kills, done = random.Random(7), 0.0, [], {}
     while True:
-        process = start(tmp_path, workers=rng.randint(1, 3))
-        wait_for_a_track(process, folder, len(done))
-        process.join(delay)
-        process.kill()
+        if len(kills) < 2:
+            process = start(tmp_path, rng.randint(1, 3), kill_itself, rng.randint(1, 9))
+        else:
+            process = start(tmp_path, rng.randint(1, 3))
+            wait_for_a_track(process, folder, len(done))
+            process.join(delay)
+            process.kill()
         process.join()
         before, done = done, finished(folder)
         if (folder / "2.0.0").exists():
@@ -275,20 +300,10 @@ def test_killed_at_random_points_it_goes_on_and_ends_with_the_same_bytes(
 
 def test_a_killed_worker_costs_nothing(start, undisturbed, tmp_path):
     """As the kernel does when memory runs out: the track is tried again."""
-    process = start(tmp_path, workers=2)
-    wait_for_a_track(process, tmp_path / "audio_folder/mel", 0)
-    killed = workers_of(process.pid)
-    for worker in killed:
-        os.kill(worker, signal.SIGKILL)
+    process = start(tmp_path, 2, kill_workers, 1)
     process.join()
-    assert len(killed) == 2 and process.exitcode == 0
+    assert process.exitcode == 0
     assert files_of(tmp_path / "audio_folder") == files_of(undisturbed)
-
-
-def workers_of(pid):
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    spawned = b"spawn_main"
-    return [int(c) for c in children if spawned in Path(f"/proc/{c}/cmdline").read_bytes()]
 
 
 def test_two_at_once_make_one(start, undisturbed, tmp_path):

@@ -15,7 +15,8 @@ import mutagen
 import numpy as np
 import pytest
 import soundfile
-from conftest import ROOT, call, write_audio
+from child import ROOT, call
+from conftest import write_audio
 from mutagen.flac import Picture
 from mutagen.id3 import APIC, ID3, TCON, TIT2, TPE1, TYER, ParseID3v1
 
