@@ -19,6 +19,8 @@ from multiprocessing import forkserver
 from pathlib import Path
 from unittest import mock
 
+from mgc_jax import signals
+
 ROOT = Path(__file__).parents[1]
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
@@ -48,9 +50,14 @@ class Python:
     def finish(self) -> subprocess.CompletedProcess:
         """Waits for its end; what it printed, and its exit code."""
         self.process.join()
-        said = [Path(self._folder.name, name).read_text() for name in ("stdout", "stderr")]
+        said = self.read("stdout"), self.read("stderr")
         self._folder.cleanup()
         return subprocess.CompletedProcess(self.args, self.process.exitcode, *said)
+
+    def read(self, stream: str) -> str:
+        """What it has printed so far."""
+        path = Path(self._folder.name, stream)
+        return path.read_text() if path.exists() else ""
 
 
 def call(module: str, *arguments, **place) -> subprocess.CompletedProcess:
@@ -64,7 +71,9 @@ def _run(command, cwd, environment, folder):
     os.environ |= environment
     for stream, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT), stream)
+    signals.PATIENCE = 600.0  # however loaded the machine is
     kind, program, *arguments = command
+    sys.path.insert(0, cwd)
     sys.argv = [program if kind == "-m" else kind, *arguments]
     try:
         if kind == "-m":
@@ -138,9 +147,10 @@ def _train(config, workdir, devices, process, processes, port):
     output = os.open(f"{workdir}.said/{process}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(output, stream)
+    signals.PATIENCE = 600.0
     from ml_collections import ConfigDict
 
-    from mgc_jax import cli, models, parallel, signals
+    from mgc_jax import cli, models, parallel
     from mgc_jax.data.input_pipeline import open_dataset
     from mgc_jax.process import set_up_logging
     from mgc_jax.training import loop

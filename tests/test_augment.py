@@ -2,8 +2,6 @@
 
 import importlib
 import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import jax.numpy as jnp
 import librosa
 import numpy as np
 import pytest
+from child import Python
 
 from mgc_jax import parallel
 from mgc_jax.configs import default
@@ -156,9 +155,7 @@ def test_same_on_eight_devices(batch, tmp_path):
     np.savez(tmp_path / "in.npz", **batch)
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     files = [str(tmp_path / "in.npz"), str(tmp_path / "out.npz")]
-    command = [sys.executable, "-c", _RUN_ON_DEVICES, *files]
-    root = Path(__file__).parents[1]
-    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
+    done = Python("-c", _RUN_ON_DEVICES, *files, env=environment).finish()
     assert done.returncode == 0, done.stderr
     found = np.load(files[1])
     expected = augmented(config_with(**ALL_ON), batch)

@@ -3,19 +3,17 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from child import call
 
 from mgc_jax.errors import InputError
 from mgc_jax.results import comparison, report
 from mgc_jax.results.files import write_evaluation
 from mgc_jax.results.metrics import SplitPredictions
 
-ROOT = Path(__file__).parents[1]
 GENRES = ["Rock", "Pop", "Folk"]
 LABELS = np.arange(30) % 3
 
@@ -107,8 +105,7 @@ def test_sources_table_has_ours_in_it(runs):
 
 def test_command_writes_page_and_markdown(runs, tmp_path):
     output = tmp_path / "out" / "page.html"
-    arguments = [sys.executable, "-m", "mgc_jax.compare", *map(str, runs), f"--output={output}"]
-    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+    done = call("compare", *runs, f"--output={output}")
     assert done.returncode == 0, done.stderr
     page, markdown = output.read_text(), output.with_suffix(".md").read_text()
     assert "data:image/png;base64," in page and "http" not in page
@@ -151,19 +148,12 @@ def test_folders_that_cannot_be_compared_are_one_line(runs, tmp_path, damage, sa
 
 
 def test_what_is_no_finished_run_is_passed_over(runs, tmp_path):
-    arguments = [*map(str, runs), str(tmp_path / "gone")]
-    command = [sys.executable, "-m", "mgc_jax.compare", *arguments]
-    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    shown = call("compare", *runs, tmp_path / "gone")
     assert shown.returncode == 0 and "gone is no finished run: passed over" in shown.stderr
     # The page lies in the folder that holds all that was named.
     common = Path(os.path.commonpath([runs[0].parent, tmp_path]))
     assert (common / "comparison.html").exists() and (common / "comparison.md").exists()
-    found = subprocess.run(
-        [*command[:3], str(runs[0]), str(tmp_path / "gone")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    found = call("compare", runs[0], tmp_path / "gone")
     assert found.returncode == 1 and "1 finished runs among 2 folders" in found.stderr
 
 
@@ -173,7 +163,6 @@ def test_bad_use_is_one_line(runs, tmp_path):
         ([runs[0], runs[0] / "report" / ".."], "named twice"),
         ([*runs, "--output=page.pdf"], "should end in .html"),
     ]:
-        command = [sys.executable, "-m", "mgc_jax.compare", *map(str, arguments)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        done = call("compare", *arguments)
         assert done.returncode == 1 and says in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr

@@ -188,10 +188,8 @@ def test_training_and_predicting_agree(name):
     variables = jax.jit(lambda *x: model.init(jax.random.key(0), *x, train=False))(*inputs)
     train = jax.jit(lambda v, *x: model.apply(v, *x, train=True, mutable=["batch_stats"]))
     trained, updates = train(variables, *inputs)
-    of_batch = jax.tree.map(
-        lambda a, b: (b - 0.9 * a) / 0.1, variables["batch_stats"], updates["batch_stats"]
-    )
-    variables = variables | {"batch_stats": of_batch}
+    stored = {"batch_stats": variables["batch_stats"]}
+    variables |= jax.tree.map(lambda before, after: (after - 0.9 * before) / 0.1, stored, updates)
     predicted = jax.jit(lambda v, *x: model.apply(v, *x, train=False))(variables, *inputs)
     assert predicted.dtype == trained.dtype == jnp.float32
     assert predicted.shape == trained.shape == (4, 3)

@@ -7,7 +7,6 @@ import random
 import shutil
 import signal
 import struct
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -31,10 +30,7 @@ SPLITS = ("training", "validation", "test")
 
 
 def run_command(*arguments):
-    command = [sys.executable, "-m", "mgc_jax.prepare", "--config=configs/baseline_a_2d.py"]
-    return subprocess.run(
-        [*command, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
-    )
+    return child.call("prepare", "--config=configs/baseline_a_2d.py", *arguments)
 
 
 def read_skipped(folder):
@@ -43,10 +39,11 @@ def read_skipped(folder):
 
 
 def files_of(folder):
+    """All files but the lock, which names who wrote last."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file()
+        if path.is_file() and path.name != ".lock"
     }
 
 

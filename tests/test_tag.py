@@ -5,8 +5,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -15,7 +13,7 @@ import mutagen
 import numpy as np
 import pytest
 import soundfile
-from child import ROOT, call
+from child import ROOT, Python, call
 from conftest import write_audio
 from mutagen.flac import Picture
 from mutagen.id3 import APIC, ID3, TCON, TIT2, TPE1, TYER, ParseID3v1
@@ -203,8 +201,8 @@ def test_killed_run_leaves_whole_files_and_can_be_undone(originals, music, tmp_p
         "os.replace = replace_two\n"
         "list(tagging.write_genres(changes))\n"
     )
-    killed = subprocess.run([sys.executable, "-c", code, music, tmp_path / "undo.zip"], cwd=ROOT)
-    assert killed.returncode == -signal.SIGKILL
+    killed = Python("-c", code, music, tmp_path / "undo.zip").finish()
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     now = {name: data for name, data in contents(music).items() if name[0] != "."}
     changed = {name for name, old in contents(originals).items() if now[name] != old}
     assert changed == set(sorted(NAMES)[:2])

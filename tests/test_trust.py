@@ -1,19 +1,16 @@
 """Records, indexes and checkpoints that were damaged, or made to deceive."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT
+from child import Python
 
 from mgc_jax import console
-from mgc_jax.data import shards
 from mgc_jax.data.input_pipeline import open_dataset
 from mgc_jax.errors import InputError
 from mgc_jax.training.claim import locked
@@ -42,9 +39,7 @@ def test_records_name_no_code_to_run(own_data, tmp_path, key):
         "config.data_dir = sys.argv[1]\n"
         "open_dataset(config, ('mel',))\n"
     )
-    environment = os.environ | {"PYTHONPATH": f"{Path(shards.__file__).parents[2]}:{tmp_path}"}
-    command = [sys.executable, "-c", code, own_data.data_dir]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = Python("-c", code, own_data.data_dir, cwd=tmp_path).finish()
     last = done.stderr.strip().splitlines()[-1]
     assert "features.json names the class 'evil.Tensor'" in last
     assert not (tmp_path / "ran").exists()
@@ -152,22 +147,23 @@ def test_a_checkpoint_of_another_run_is_noticed(run, tmp_path):
 
 def test_two_processes_on_one_workdir(prepared, tmp_path):
     """The second one ends with one line that names the first, which is not disturbed."""
-    command = [sys.executable, "-m", "mgc_jax", "train", "--config=baseline_a_2d"]
+    command = ["-m", "mgc_jax", "train", "--config=baseline_a_2d"]
     command += [f"--config.data_dir={prepared.data_dir}", "--config.batch_size=8"]
-    command += ["--config.num_epochs=60", f"--workdir={tmp_path / 'run'}"]
-    first = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    command += ["--config.num_epochs=1000", f"--workdir={tmp_path / 'run'}"]
+    first = Python(*command)
     try:
-        while "epoch " not in first.stderr.readline():
-            assert first.poll() is None
-        second = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        while "epoch " not in first.read("stderr"):
+            assert first.process.is_alive(), first.read("stderr")
+            time.sleep(0.05)
+        second = Python(*command).finish()
         assert second.returncode == 1
         last = second.stderr.splitlines()[-1]
-        assert f"is trained in by process {first.pid} on " in last and " since 20" in last
+        assert f"is trained in by process {first.process.pid} on " in last and " since 20" in last
         assert "Traceback" not in second.stderr
     finally:
-        first.terminate()
-        first.communicate()
-    assert first.returncode == 75
+        first.process.terminate()
+        first.finish()
+    assert first.process.exitcode == 75
     # A lock does not outlive its process, however that ends.
     with locked(tmp_path / "run"):
         pass
