@@ -80,6 +80,43 @@ _BY_SHELL = (
         " && cat {tmp}/a.opus {tmp}/a.opus > {out}",
         float("inf"),
     ),
+    (
+        "joined_of_other_kinds.mp3",
+        "lame --quiet -t -V2 {wav} {tmp}/a.mp3"
+        " && lame --quiet -t -m m --resample 22.05 -b 64 {wav} {tmp}/b.mp3"
+        " && cat {tmp}/a.mp3 {tmp}/b.mp3 > {out}",
+        float("inf"),
+    ),
+    (
+        "chained_of_other_kinds.ogg",
+        "ffmpeg -v error -y -i {wav} -c:a libvorbis {tmp}/a.ogg"
+        " && ffmpeg -v error -y -i {wav} -ar 22050 -ac 1 -c:a libvorbis {tmp}/b.ogg"
+        " && cat {tmp}/a.ogg {tmp}/b.ogg > {out}",
+        float("inf"),
+    ),
+    (
+        "chained_of_other_kinds.opus",
+        "ffmpeg -v error -y -i {wav} -c:a libopus {tmp}/a.opus"
+        " && ffmpeg -v error -y -i {wav} -ac 1 -c:a libopus {tmp}/b.opus"
+        " && cat {tmp}/b.opus {tmp}/a.opus > {out}",
+        float("inf"),
+    ),
+    (
+        "recorded_stream.mp3",
+        "lame --quiet -t -b 128 {wav} - | tail -c +1000 | head -c -100 > {out}",
+        0.02,
+    ),
+    (
+        "recorded_stream.aac",
+        "ffmpeg -v error -i {wav} -c:a aac -f adts - | tail -c +1000 | head -c -100 > {out}",
+        1e-6,
+    ),
+    (
+        "padded.mp3",
+        "lame --quiet -t -V2 {wav} {tmp}/a.mp3"
+        " && (printf 'ID3\\3\\0\\0\\0\\0\\0\\12'; head -c 9000 /dev/zero; cat {tmp}/a.mp3) > {out}",
+        0.02,
+    ),
     ("sox.mp2", "ffmpeg -v error -i {wav} -c:a mp2 {out}", 0.02),
     ("sox.snd", "sox {wav} -t au {out}", 1e-6),
 )
