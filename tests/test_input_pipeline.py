@@ -95,6 +95,13 @@ def write_clips(config, clips, shards):
     metadata.write_text(json.dumps({"settings": settings_of(features)}))
 
 
+def test_records_of_the_version_without_tails_are_refused(own_data):
+    folder = Path(own_data.data_dir) / "fma_small/mel_waveform"
+    (folder / "2.0.0").rename(folder / "1.0.0")
+    with pytest.raises(InputError, match="left out the tails of tracks: prepare it again"):
+        open_dataset(own_data, ("mel",))
+
+
 def test_no_buffer_is_overwritten_while_a_step_reads_it(dataset):
     """Steps that come to their batch late, many under way, and nobody else who holds the batch."""
     split = dataset.splits["train"]

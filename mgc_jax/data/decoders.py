@@ -108,14 +108,14 @@ def open_audio(path: str | os.PathLike) -> Iterator[Decoded]:
 
 
 def reads_as_librosa(path: str | os.PathLike) -> bool:
-    """Whether libsndfile reads a file in one piece from its first byte on, as librosa has it do.
+    """Whether libsndfile reads a file in one piece and from its first byte on, as by librosa.
 
     Raises:
         InputError: as `open_audio`.
     """
     with _open_file(os.fspath(path)) as file:
         first, *others = find_parts(file)
-        if others or first.reader not in ("libsndfile", "both"):
+        if others or first.reader == "ffmpeg":
             return False
         file.seek(0)
         with contextlib.suppress(InputError), _open_sndfile(file):
