@@ -40,7 +40,7 @@ class BufferPool:
         except IndexError:
             whole = np.empty(self._size + _ALIGNMENT, np.uint8)
             start = -whole.ctypes.data % _ALIGNMENT
-            memory = memoryview(whole)[start : start + self._size]
+            memory = whole.data[start : start + self._size]
             self.made += 1
         # All views of this array hold it, and none of them the memory below it.
         buffer = np.frombuffer(memory, np.uint8)
