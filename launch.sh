@@ -6,6 +6,8 @@ usage() {
   cat <<'TEXT'
 usage: ./launch.sh [ARGUMENTS OF mgc_jax.main]   set up, then train, evaluate, report (default: the demo)
        ./launch.sh test [ARGUMENTS OF pytest]    set up, then run the test suite
+       ./launch.sh reproduce [ARGUMENTS OF mgc_jax.reproduce]
+                                                 set up, then make the source's results table anew
        ./launch.sh setup                         set up only
        ./launch.sh tpu NAME --zone=ZONE [--project=PROJECT] [--type=v4-32 [--version=VERSION]] [--dry_run]
                        -- [ARGUMENTS OF mgc_jax.main]
@@ -110,5 +112,6 @@ case ${1:-} in
   setup) setup ;;
   test) shift; setup test; exec .venv/bin/python -m pytest -q "$@" ;;
   tpu) shift; tpu "$@" ;;
+  reproduce) shift; setup; exec .venv/bin/python -m mgc_jax.reproduce "$@" ;;
   *) setup; exec .venv/bin/python -m mgc_jax.main "$@" ;;
 esac

@@ -30,6 +30,7 @@ COMMANDS = {
     "embed": "embed",
     "similar": "similar",
     "compare": "compare",
+    "reproduce": "reproduce",
     "export": "export",
     "app": "app",
     "weights": "weights",

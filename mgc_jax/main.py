@@ -48,6 +48,7 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     """Trains, or evaluates, as the flags say."""
     cli.reject_arguments(argv)
+    console.log.info("loading   JAX and TensorFlow")
     from mgc_jax import parallel
 
     parallel.keep_memory()

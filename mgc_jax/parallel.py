@@ -140,6 +140,11 @@ def check_batch_size(batch_size: int, parts: int = 1) -> None:
         )
 
 
+def compilation_cache() -> str:
+    """The folder that compiled functions are kept in."""
+    return jax.config.jax_compilation_cache_dir or "memory"
+
+
 def use_compilation_cache() -> None:
     """Keeps compiled functions for the next start, in the user's own cache folder.
 

@@ -18,7 +18,7 @@ import functools
 import itertools
 import math
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -26,9 +26,10 @@ import numpy as np
 
 from mgc_jax import parallel, signals
 from mgc_jax.data.clips import Clip, encode_clips
-from mgc_jax.data.features import Feature, Mel
+from mgc_jax.data.features import Mel
 from mgc_jax.data.opening import Clips, Source, open_sources
 from mgc_jax.data.opening import find_files as find_files  # the commands take it from here
+from mgc_jax.data.picture import Picture
 from mgc_jax.errors import InputError, choices
 from mgc_jax.results.calibration import apply_temperature
 from mgc_jax.results.metrics import mean_log_probs
@@ -39,7 +40,6 @@ from mgc_jax.training.step import compile_predict_step
 
 DEMO_NOTICE = "trained on synthesised music: what it says of real music means nothing"
 _CHUNK = 8  # clips that a thread decodes before it turns to the next file
-_MAX_FRAMES = 4096  # of a spectrogram
 
 
 def load(workdir: str | os.PathLike, batch_size: int = 8) -> "Predictor":
@@ -81,8 +81,8 @@ class Prediction:
             overlap the one before it.
         clip_seconds: length of a clip, in s.
         silent_clips: how many clips were left out, as they have no signal.
-        spectrogram: `[frames, mels] float32`, dB below each clip's maximum, over the whole source
-            (of long ones with frames left out); None unless asked for.
+        spectrogram: `[frames, mels] float32`, dB below its maximum, over the whole source (of
+            long ones with frames left out); None unless asked for.
         mel: the log-mel that the spectrogram is of; None unless asked for.
     """
 
@@ -131,38 +131,17 @@ class _Track:
 
     name: str
     clips: Generator[Clip, None, int]  # those still to decode
+    picture: Picture | None = None  # that they draw as they are decoded
     count: int = 0  # decoded ones
     decoded: bool = False
     silent: int = 0  # clips without signal
     error: str | None = None
     starts: list[float] = dataclasses.field(default_factory=list)
     rows: list[np.ndarray] = dataclasses.field(default_factory=list)  # the network's, one a clip
-    mels: list[np.ndarray] = dataclasses.field(default_factory=list)
-    mel_step: int = 1
-    heard_until: float = 0.0  # s
 
     @property
     def finished(self) -> bool:
         return self.error is not None or (self.decoded and self.count == len(self.rows))
-
-    def keep_mel(self, mel: np.ndarray, start: float, seconds: float) -> None:
-        """Adds a clip's `[frames, mels]` to the spectrogram; thins it out as it grows too long.
-
-        Args:
-            mel: of the clip, as stored.
-            start: of the clip, in s; where it overlaps the one before, its end alone is new, and
-                before it nothing was heard since the end of that one.
-            seconds: length of the clip.
-        """
-        new = round((start + seconds - self.heard_until) / seconds * len(mel))
-        if new > len(mel):
-            gap = np.zeros(((new - len(mel)) // self.mel_step, mel.shape[1]), mel.dtype)
-            self.mels.append(gap)
-        self.mels.append(mel[max(0, len(mel) - new) :: self.mel_step])
-        self.heard_until = start + seconds
-        while sum(map(len, self.mels)) > _MAX_FRAMES and self.mel_step < len(mel):
-            self.mels = [kept[::2] for kept in self.mels]
-            self.mel_step *= 2
 
 
 class Predictor:
@@ -192,6 +171,14 @@ class Predictor:
         self._predict_step = compile_predict_step(network)
         devices = jax.device_count()
         self._batch_size = math.ceil(batch_size / devices) * devices
+
+    def __repr__(self) -> str:
+        network = self._network
+        genres = ", ".join(self.genres)
+        return (
+            f"<{type(self).__name__} of {network.config.model}, {network.parameters:,} parameters, "
+            f"{len(self.genres)} genres: {genres}>"
+        )
 
     def predict(
         self,
@@ -224,12 +211,9 @@ class Predictor:
         spectrograms: bool = False,
     ) -> Iterator[Prediction]:
         """As `predict`, one result after the other as soon as it is there."""
-        features = self._network.features
-        if spectrograms and self._mel not in features:
-            features = (*features, self._mel)
         opened = open_sources(sources, sample_rate, self._audio)
-        mel = self._mel if spectrograms else None
-        yield from map(self._result, self._run(self._predict_step, opened, features, mel))
+        tracks = self._run(self._predict_step, opened, pictures=spectrograms)
+        yield from map(self._result, tracks)
 
     def embed(
         self, sources: Source | Iterable[Source], sample_rate: int | None = None
@@ -246,7 +230,7 @@ class Predictor:
     ) -> Iterator[Embedding]:
         """As `embed`, one result after the other as soon as it is there."""
         opened = open_sources(sources, sample_rate, self._audio)
-        for track in self._run(self._embed_step, opened, self._network.features):
+        for track in self._run(self._embed_step, opened):
             if track.error is not None:
                 yield Embedding(track.name, track.error)
             else:
@@ -272,31 +256,33 @@ class Predictor:
         self,
         step: Callable,
         opened: Iterator[tuple[str, Clips]],
-        features: Sequence[Feature],
-        mel: Mel | None = None,
+        pictures: bool = False,
     ) -> Iterator[_Track]:
         """Takes all sources through the network.
 
         Args:
             step: `(variables, stored) -> [batch, width]`, compiled.
             opened: names of sources, and their clips.
-            features: to compute of each clip.
-            mel: the one of them to keep for a spectrogram.
+            pictures: whether to draw a spectrogram of each.
 
         Yields:
             Each track, in order, with its rows or its error, as soon as all its clips are done.
         """
-        # In float64, so that an exported network gives the same numbers.
-        tracks = (_Track(name, encode_clips(clips, features, np.float64)) for name, clips in opened)
+        tracks = (self._open(name, clips, pictures) for name, clips in opened)
         unfinished = collections.deque()  # in the order asked for
         for track, clip, row in self._run_network(step, _decode(tracks, unfinished)):
             track.rows.append(row)
             track.starts.append(clip.start)
-            if mel:
-                track.keep_mel(clip.features[mel.name], clip.start, self._audio.clip_seconds)
             while unfinished and unfinished[0].finished:
                 yield unfinished.popleft()
         yield from unfinished
+
+    def _open(self, name: str, clips: Clips, pictured: bool) -> _Track:
+        picture = Picture(self._mel) if pictured else None
+        if picture:
+            clips = picture.follow(clips)
+        # In float64, so that an exported network gives the same numbers.
+        return _Track(name, encode_clips(clips, self._network.features, np.float64), picture)
 
     def _run_network(
         self, step: Callable, clips: Iterator[tuple[_Track, Clip]]
@@ -331,10 +317,6 @@ class Predictor:
             log_probs = apply_temperature(rows, self._temperature)
             timeline = np.exp(log_probs)
             mean = np.exp(mean_log_probs(log_probs, np.zeros(len(rows)))[1][0])
-        spectrogram = None
-        if track.mels:
-            seen = self._mel.network_input(np.concatenate(track.mels))
-            spectrogram = self._mel.decode(seen)
         return Prediction(
             track.name,
             ranking={self.genres[i]: float(mean[i]) for i in np.argsort(-mean)},
@@ -344,8 +326,8 @@ class Predictor:
             starts=np.array(track.starts),
             clip_seconds=self._audio.clip_seconds,
             silent_clips=track.silent,
-            spectrogram=spectrogram,
-            mel=self._mel if track.mels else None,
+            spectrogram=track.picture.values() if track.picture else None,
+            mel=self._mel if track.picture else None,
         )
 
 

@@ -21,6 +21,9 @@ def set_up_logging() -> None:
     flags.FLAGS.verbosity = absl_logging.ERROR  # its default is INFO, as soon as flags are parsed
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # unused here, and announced at every start
+    # TensorFlow imports Keras, a fifth of all that a command waits for at first, unless it should
+    # use the old one, which is not installed; neither is used here.
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     log.handlers = [handler]

@@ -94,11 +94,17 @@ def test_runs_that_differ_by_seed_become_mean_and_spread(runs):
 def test_sources_table_has_ours_in_it(runs):
     rows = _tables(runs)["The source's results and ours"]
     published = {row[0]: row[2:] for row in rows if row[1] == "published"}
-    assert published["densenet"] == (0.574, 0.892, 0.578, 0.571, 6_955_784)
+    assert published["densenet"] == (0.574, 0.892, 0.578, 0.571, "–", "–", 6_955_784)
     assert len(published) == 5
     ours = {row[:2]: row[2:] for row in rows if row[1] != "published"}
-    assert ours["baseline_b", "worse, tracks"][0] == pytest.approx(0.4)
-    assert ours["densenet", "mean of first, second, clips"][0] == pytest.approx(0.8)
+    assert ours["baseline_b", "worse, tracks"][0][0] == "0.400"
+    mean, bounds = ours["densenet", "mean of first, second, clips"][0]
+    assert mean == "0.800 ± 0.141"  # 27/30 and 21/30
+    # A drawn track has 0, 1/2 or 1 (of 30: 3, 6 and 21), a variance of 0.11 a track.
+    low, high = map(float, bounds.split("–"))
+    spread = 1.96 * (0.11 / 30) ** 0.5
+    assert low == pytest.approx(0.8 - spread, abs=0.03)
+    assert high == pytest.approx(0.8 + spread, abs=0.03)
     at = [row[:2] for row in rows].index
     assert at(("densenet", "published")) + 1 == at(("densenet", "mean of first, second, tracks"))
 
@@ -113,7 +119,7 @@ def test_command_writes_page_and_markdown(runs, tmp_path):
         assert title.replace("'", "&#x27;") in page and f"## {title}" in markdown
     assert "| second | +0.200 (" in markdown
     widths = {line.count("|") for line in markdown.splitlines() if "densenet" in line}
-    assert widths == {8, 9}  # of the two tables that name networks
+    assert widths == {9, 10}  # of the two tables that name networks
 
 
 @pytest.mark.parametrize(

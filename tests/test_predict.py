@@ -13,6 +13,7 @@ import tracemalloc
 
 import jax
 import jax.numpy as jnp
+import librosa
 import numpy as np
 import pytest
 import soundfile
@@ -145,6 +146,25 @@ def test_silence_has_no_vote(network, tmp_path):
     assert quiet == pytest.approx(0.6, abs=0.02)
     figure = plot_timeline(padded)
     assert figure.axes[0].get_xlim() == (0, 100) and figure.axes[0].get_ylabel() == "Hz"
+
+
+def test_picture_has_no_seams(network, tmp_path):
+    """It is librosa's log-mel of the whole signal, whatever clips it came in."""
+    rng = np.random.default_rng(0)
+    sound = rng.normal(size=256_123) * np.linspace(0.001, 0.3, 256_123)  # 16 s, which grow louder
+    (result,) = network.predict((16000, sound.astype(np.float32)), spectrograms=True)
+    assert len(result.starts) == 2 and 0 < result.starts[1] < 10  # the clips overlap
+    power = librosa.feature.melspectrogram(
+        y=sound, sr=16000, n_fft=2048, hop_length=1250, n_mels=513
+    )
+    expected = librosa.power_to_db(power, ref=np.max, top_db=80).T
+    assert len(result.spectrogram) == 205  # frames that begin before the end
+    np.testing.assert_allclose(result.spectrogram, expected[:205], atol=0.01)
+
+
+def test_network_says_what_it_is(network):
+    said = repr(network)
+    assert "baseline_a_2d" in said and "661,058 parameters" in said and "Hip-Hop" in said
 
 
 def test_nothing_compiles_after_the_first_batch(workdir, music):

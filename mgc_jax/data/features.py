@@ -241,13 +241,27 @@ class Mel(Feature):
         Returns:
             `[frames, mels] float32`, values of `compress`.
         """
-        window, filters = _window_and_filters(self, precision)
         padded = np.pad(clip, self.n_fft // 2)
-        windows = np.lib.stride_tricks.sliding_window_view(padded, self.n_fft)
-        windows = windows[:: self.hop_length][: self.frames]
+        used = (self.frames - 1) * self.hop_length + self.n_fft
+        power = self.power(padded[:used], precision)
+        return self.compress(power, np).astype(np.float32, copy=False)
+
+    def power(self, samples: np.ndarray, precision: type[np.floating] = np.float32) -> np.ndarray:
+        """Powers in the mel bands of all whole windows in some samples, on the host.
+
+        Args:
+            samples: `[samples] float32`; the first window begins with them.
+            precision: float32 or float64.
+
+        Returns:
+            `[frames, mels]` of that precision.
+        """
+        window, filters = _window_and_filters(self, precision)
+        windows = np.lib.stride_tricks.sliding_window_view(samples, self.n_fft)
+        windows = windows[:: self.hop_length]
         spectrum = scipy.fft.rfft(windows * window, axis=1, overwrite_x=True)
         power = spectrum.real**2 + spectrum.imag**2
-        return self.compress((filters @ power.T).T, np).astype(np.float32, copy=False)
+        return (filters @ power.T).T
 
     def encode(self, clip: np.ndarray, precision: type[np.floating] = np.float32) -> np.ndarray:
         return self._to_bytes(self.log_mel(clip, precision), np).astype(np.uint8)

@@ -11,7 +11,6 @@ large batches, a second one helps).
 import functools
 import gc
 import hashlib
-import itertools
 import json
 import math
 import mmap
@@ -26,12 +25,11 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from etils import epath
 from ml_collections import ConfigDict
 
 from mgc_jax import parallel, process
 from mgc_jax.data import shards
-from mgc_jax.data.features import FEATURES, make_features, settings_of
+from mgc_jax.data.features import make_features, settings_of
 from mgc_jax.errors import InputError
 
 # JAX on a CPU takes memory as it is, without a copy, from such addresses on.
@@ -315,7 +313,7 @@ def open_dataset(config: ConfigDict, feature_names: Sequence[str]) -> ClipDatase
     """
     process.hide_gpus_from_tensorflow()
     features = make_features(feature_names, config)
-    path = _find_records(config, feature_names)
+    path = shards.find_records(config, feature_names)
     if "://" in str(path):
         path = shards.stage(path)
     path = Path(path)
@@ -326,30 +324,6 @@ def open_dataset(config: ConfigDict, feature_names: Sequence[str]) -> ClipDatase
         genres=info.features["label"].names,
         splits={name: Split(info, name, feature_names) for name in info.splits},
         metadata=info.metadata,
-    )
-
-
-def _find_records(config: ConfigDict, names: Sequence[str]) -> epath.Path:
-    """The folder of records of exactly these features, or else of more."""
-    exact = shards.dataset_path(config, names)
-    others = [
-        shards.dataset_path(config, held)
-        for size in range(len(names), len(FEATURES) + 1)
-        for held in itertools.combinations(FEATURES, size)
-        if set(held) >= set(names)
-    ]
-    for path in [exact, *others]:
-        if shards.exists(path / "dataset_info.json"):
-            return path
-    for path in [exact, *others]:
-        if shards.exists(path.parent / "1.0.0" / "dataset_info.json"):
-            raise InputError(
-                f"{path.parent}/1.0.0 was prepared by a version that left out the tails of tracks: "
-                "prepare it again (and delete the old folder, if it is not needed)"
-            )
-    raise InputError(
-        f"no TFRecords in {exact}: make them with `python -m mgc_jax.prepare "
-        "--config=... --audio_dir=...`, or let --config.data_dir name the folder that has them"
     )
 
 

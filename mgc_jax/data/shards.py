@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from mgc_jax import console
 from mgc_jax.data import VERSION
-from mgc_jax.data.features import folder_name
+from mgc_jax.data.features import FEATURES, folder_name
 from mgc_jax.errors import InputError
 from mgc_jax.files import read_json, replacing, user_cache
 
@@ -60,6 +60,42 @@ def dataset_path(config: ConfigDict, feature_names: Sequence[str]) -> epath.Path
     """Where a config's records of these features are, or would be."""
     name = config.name or config.dataset
     return epath.Path(config.data_dir) / name / folder_name(feature_names) / VERSION
+
+
+def has_records(config: ConfigDict, names: Sequence[str]) -> bool:
+    """Whether there are records of this version that hold these features."""
+    try:
+        return bool(find_records(config, names))
+    except InputError:
+        return False
+
+
+def find_records(config: ConfigDict, names: Sequence[str]) -> epath.Path:
+    """The folder of records of exactly these features, or else of more.
+
+    Raises:
+        InputError: there are none.
+    """
+    exact = dataset_path(config, names)
+    others = [
+        dataset_path(config, held)
+        for size in range(len(names), len(FEATURES) + 1)
+        for held in itertools.combinations(FEATURES, size)
+        if set(held) >= set(names)
+    ]
+    for path in [exact, *others]:
+        if exists(path / "dataset_info.json"):
+            return path
+    for path in [exact, *others]:
+        if exists(path.parent / "1.0.0" / "dataset_info.json"):
+            raise InputError(
+                f"{path.parent}/1.0.0 was prepared by a version that left out the tails of tracks: "
+                "prepare it again (and delete the old folder, if it is not needed)"
+            )
+    raise InputError(
+        f"no TFRecords in {exact}: make them with `python -m mgc_jax.prepare "
+        "--config=... --audio_dir=...`, or let --config.data_dir name the folder that has them"
+    )
 
 
 class Layout(NamedTuple):

@@ -190,13 +190,16 @@ class _Training:
 
         self.step_fn = parallel.data_parallel(step, donate=True, kept=augmenter.noise())
         predict_fn = compile_predict_step(self.network)
+        console.log.info("compiling the step (once; kept in %s)", parallel.compilation_cache())
         batches = self.split.train_batches(config.batch_size, config.seed, progress.step)
         if config.profile and parallel.is_main():
             batches = _profiled(batches, self.workdir / "profile")
         self.line = ProgressLine(config.num_epochs, self.steps, config.batch_size, progress.step)
         with (
             contextlib.closing(self.line),
-            RunLog(self.workdir, progress.step, progress.epoch) as self.log,
+            RunLog(
+                self.workdir, progress.step, progress.epoch, self.steps * config.num_epochs
+            ) as self.log,
         ):
             while not is_finished(config, progress):
                 self.train_epoch(batches)

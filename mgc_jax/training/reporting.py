@@ -3,9 +3,10 @@
 import csv
 import datetime
 import functools
+import hashlib
 import platform
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
+from importlib.metadata import distributions, version
 from pathlib import Path
 
 import jax
@@ -69,7 +70,9 @@ def report_run(
             "devices": parallel.describe_devices(),
             "parameters": network.parameters,
             "seconds": total_seconds(workdir),
-            "flops_per_clip": _flops_per_clip(network),
+            "flops_per_clip": flops_per_clip(network),
+            "code": _code_hash(),
+            "packages": _packages_hash(),
             "versions": {"python": platform.python_version()}
             | {name: version(name) for name in _PACKAGES},
             "finished": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -122,6 +125,7 @@ def _describe_data(network: Network, dataset: ClipDataset) -> dict:
         "features": " and ".join(feature.name for feature in network.features),
         "inputs": [feature.describe() for feature in network.features],
         "splits": splits,
+        "source": dataset.metadata.get("source", {}).get("hash"),
         "fingerprint": dataset.fingerprint()["hash"],
         "tracks_listed": dataset.metadata["tracks_listed"],
         "silent_clips": dataset.metadata.get("silent_clips"),
@@ -131,7 +135,22 @@ def _describe_data(network: Network, dataset: ClipDataset) -> dict:
     }
 
 
-def _flops_per_clip(network: Network) -> float | None:
+def _code_hash() -> str:
+    """SHA-256 of the package's own code, its configs included."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for path in sorted([*package.rglob("*.py"), *(package / "configs").glob("*.py")]):
+        digest.update(f"{path.relative_to(package)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _packages_hash() -> str:
+    """SHA-256 of the names and versions of all packages in this environment."""
+    names = {f"{package.name.lower()}=={package.version}" for package in distributions()}
+    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
+
+
+def flops_per_clip(network: Network) -> float | None:
     """XLA's count for the forward and backward pass of one clip, where the platform counts."""
     model = network.module.clone(axis_name=None)
     variables = network.shapes

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flax.metrics.tensorboard import SummaryWriter
+import tensorflow as tf
 from matplotlib.image import imread
 from tqdm import tqdm
 
@@ -17,8 +17,11 @@ from mgc_jax.files import write_text
 from mgc_jax.results.files import LOG, read_log
 
 # Lines of steps are written together, out of the way of fast steps. One of them goes to
-# TensorBoard, as its writer takes as long for a scalar as a fast step in all.
+# TensorBoard, as its writer takes as long for a scalar as a fast step in all. A run of fewer steps
+# than the last number is short, and writes more often.
 _STEPS_A_WRITE = 100
+_STEPS_A_WRITE_IF_SHORT = 10
+_SHORT = 1000
 
 
 class RunLog:
@@ -27,11 +30,13 @@ class RunLog:
     Lines have a `kind`: `step` for each step, `train` and `validation` for each epoch.
     """
 
-    def __init__(self, workdir: str | os.PathLike, step: int, epoch: int):
-        """Opens the log of a run that goes on after a step, in or after an epoch.
+    def __init__(self, workdir: str | os.PathLike, step: int, epoch: int, steps: int):
+        """Opens the log of a run of so many `steps` that goes on after a step, in or after an
+        epoch.
 
         Lines of later steps and epochs are dropped: they will be done again.
         """
+        self._steps_a_write = _STEPS_A_WRITE_IF_SHORT if steps < _SHORT else _STEPS_A_WRITE
         self._open = parallel.is_main()
         if not self._open:
             return
@@ -44,7 +49,7 @@ class RunLog:
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._lines = []
         self._file = open(path, "a")
-        self._tensorboard = SummaryWriter(str(workdir), auto_flush=False)
+        self._tensorboard = tf.summary.create_file_writer(str(workdir))
 
     def __enter__(self) -> "RunLog":
         return self
@@ -60,11 +65,12 @@ class RunLog:
         if not self._open:
             return
         self._lines.append({"kind": kind, "epoch": epoch, "step": step, **values})
-        if kind == "step" and step % _STEPS_A_WRITE:
+        if kind == "step" and step % self._steps_a_write:
             return
-        for name, value in values.items():
-            if value is not None:
-                self._tensorboard.scalar(f"{kind}/{name}", value, step)
+        with self._tensorboard.as_default(step):
+            for name, value in values.items():
+                if value is not None:
+                    tf.summary.scalar(f"{kind}/{name}", value)
         if kind == "step":
             self._write_lines()
         else:
@@ -86,9 +92,10 @@ class RunLog:
 
 def write_images(workdir: str | os.PathLike, step: int, pictures: Mapping[str, Path]) -> None:
     """Shows PNG files, by name, in TensorBoard."""
-    writer = SummaryWriter(str(workdir))
-    for name, path in pictures.items():
-        writer.image(name, imread(path)[None, ..., :3], step)
+    writer = tf.summary.create_file_writer(str(workdir))
+    with writer.as_default(step):
+        for name, path in pictures.items():
+            tf.summary.image(name, imread(path)[None, ..., :3])
     writer.close()
 
 

@@ -75,17 +75,18 @@ def _evaluate_and_report(
     network: Network, workdir: Path, dataset: ClipDataset, command: str
 ) -> None:
     """Evaluates the best epoch on all devices; process 0 writes the report and says the scores."""
+    console.log.info("testing   the best epoch")
     predictions, epoch = evaluate_best(workdir, network, dataset.splits["test"])
     if parallel.is_main():
+        console.log.info("writing   the report")
         scores = report_run(network, workdir, dataset, predictions, epoch, command)
         summarise(workdir, scores)
 
 
 def _make_demo_if_missing(config: ConfigDict, feature_names: tuple[str, ...]) -> None:
     """The demo needs nothing from the user, so it is not asked for."""
-    path = shards.dataset_path(config, feature_names)
     for mine in (parallel.is_main(), not parallel.is_main()):  # the others may see the same disk
-        if config.dataset == "demo" and mine and not path.exists():
+        if config.dataset == "demo" and mine and not shards.has_records(config, feature_names):
             preparation.prepare(config, feature_names, workers=os.cpu_count())
         parallel.wait_for_main("demo")
 
