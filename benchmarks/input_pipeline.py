@@ -8,6 +8,7 @@ one run, the readers taking turns, and are JSON on stdout: for `mel`, `waveform`
 clips/s (the median of the rounds) in shuffled batches of 32, null where a package is missing.
 
 ours          as training reads
+on_device     as training reads where the clips lie on the devices: gathered in the compiled step
 plain         tfds.load with its decoding, shuffle, batch, prefetch, as_numpy; nothing cached
 tf_data       TFRecordDataset, shuffle, batch, then parse in two threads, prefetch
 torch_npy     PyTorch's DataLoader over a float32 .npy a clip, the better of 0 and 2 workers
@@ -54,7 +55,7 @@ from benchmarks import torch_loaders
 from mgc_jax import cli, console, parallel
 from mgc_jax.configs import default
 from mgc_jax.data.features import make_features, settings_of
-from mgc_jax.data.input_pipeline import open_dataset
+from mgc_jax.data.input_pipeline import Split, open_dataset
 from mgc_jax.data.shards import dataset_path
 from mgc_jax.training.augment import Augmenter
 from mgc_jax.training.network import Network
@@ -70,7 +71,7 @@ _BATCH = 32
 _CLASSES = 8
 _STEPS_IN_FLIGHT = 4
 _FEATURES = {"mel": np.dtype(np.uint8), "waveform": np.dtype(np.int16)}
-_READERS = ("ours", "plain", "tf_data", "torch_npy", "torch_memmap", "grain", "limit")
+_READERS = ("ours", "on_device", "plain", "tf_data", "torch_npy", "torch_memmap", "grain", "limit")
 
 
 def main(argv: list[str]) -> None:
@@ -107,6 +108,7 @@ def _compare(config, folder: Path, names: tuple[str, ...], clips: dict, torch_pr
     if importlib.util.find_spec("grain"):
         batches["grain"] = grain_batches(folder, shapes, clips)
     batches = {name: map(_deliver, reader) for name, reader in batches.items()}
+    batches["on_device"] = on_device_batches(open_dataset(config, names).splits["train"])
     batches["limit"] = memory_batches({name: clips[name] for name in names})
 
     def turn(reader: str) -> float:
@@ -182,6 +184,18 @@ def write_tfds(config: ConfigDict, folder: Path, names: tuple[str, ...], clips: 
             )
         metadata = {"settings": settings_of(stored)}
         (path / "metadata.json").write_text(json.dumps(metadata))
+
+
+def on_device_batches(split: Split) -> Iterator[dict]:
+    """Delivered already."""
+    parallel.device_memory = lambda: sys.maxsize  # else a CPU, which has none of its own, copies
+
+    def gather(state, batch, stored):
+        return {name: array[batch["row"]] for name, array in stored.items()}
+
+    step = parallel.data_parallel(gather, kept=split.on_devices(1.0))
+    for batch in split.train_batches(_BATCH, seed=0, copy=False):
+        yield jax.block_until_ready(step(np.float32(0), batch))
 
 
 def plain_batches(config: ConfigDict, names: tuple[str, ...]) -> Iterator[dict]:

@@ -60,7 +60,10 @@ class SameBatch:
     def steps_per_epoch(self, batch_size: int) -> int:
         return _STEPS.value
 
-    def train_batches(self, batch_size: int, seed: int, first_step: int):
+    def on_devices(self, share: float) -> dict:
+        return {}
+
+    def train_batches(self, batch_size: int, seed: int, first_step: int, copy: bool):
         return (dict(self._batch) for _ in itertools.count())
 
     def eval_batches(self, batch_size: int):

@@ -6,7 +6,7 @@ axis. Every process holds the whole state, so that process 0 alone reads and wri
 
 import ctypes
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -79,6 +79,36 @@ def replicate(tree: Any) -> Any:
     """Copies a tree to every device, as compiled functions return it (else they compile twice)."""
     mesh = Mesh(np.array(jax.local_devices()), (AXIS,))
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def fill(shapes: Any, blocks: Iterable[tuple[int, Any]]) -> Any:
+    """Arrays on every device, filled block by block, so that a host never holds all of them.
+
+    Args:
+        shapes: a tree of `jax.ShapeDtypeStruct`, rows first.
+        blocks: the row that a block begins at, and a tree of arrays `[rows of the block, ...]`.
+    """
+    sharding = replicate(np.zeros(())).sharding
+
+    def put(whole, first, block):
+        return jax.tree.map(
+            lambda x, rows: jax.lax.dynamic_update_slice_in_dim(x, rows, first, 0), whole, block
+        )
+
+    def zeros():
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    put = jax.jit(put, donate_argnums=0, out_shardings=sharding)
+    whole = jax.jit(zeros, out_shardings=sharding)()
+    for first, block in blocks:
+        whole = put(whole, *replicate((np.int32(first), block)))
+    return whole
+
+
+def device_memory() -> int:
+    """Of each device, in bytes; 0 where it is the host's own, as a CPU's, or nobody says."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    return int(share_text(str(min(stat.get("bytes_limit", 0) for stat in stats))))
 
 
 def to_host(tree: Any) -> Any:

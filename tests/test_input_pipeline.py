@@ -19,8 +19,10 @@ from etils import epath
 
 from mgc_jax import parallel
 from mgc_jax.configs import default
+from mgc_jax.data import input_pipeline
+from mgc_jax.data.buffers import BufferPool
 from mgc_jax.data.features import make_features, settings_of
-from mgc_jax.data.input_pipeline import BufferPool, open_dataset
+from mgc_jax.data.input_pipeline import open_dataset
 from mgc_jax.errors import InputError
 
 
@@ -203,12 +205,21 @@ def sums(state, batch):
     found = batch["mel"].astype(int).sum((1, 2)) * batch.get("mask", 1)
     return jax.lax.all_gather(found, parallel.AXIS, tiled=True)
 
+def gathered_sums(state, batch, stored):
+    return sums(state, batch | {name: clips[batch["row"]] for name, clips in stored.items()})
+
 step = parallel.data_parallel(sums)
 train = islice(splits["train"].train_batches(8, seed=3), 4)
 for batches in (list(train), list(splits["test"].eval_batches(20))):
     assert all(len(batch["mel"]) * 2 in (8, 20) for batch in batches)
     found = [np.asarray(step(np.int32(0), batch)) for batch in batches]
     print(process, *np.concatenate(found), flush=True)
+
+parallel.device_memory = lambda: 2**40
+train = splits["train"]
+step = parallel.data_parallel(gathered_sums, kept=train.on_devices(0.25))
+batches = islice(train.train_batches(8, seed=3, copy=False), 4)
+print(process, *np.concatenate([np.asarray(step(np.int32(0), b)) for b in batches]), flush=True)
 """
 
 
@@ -225,8 +236,32 @@ def test_global_batches_do_not_depend_on_the_number_of_hosts(dataset, prepared):
         lines = [line for line in done.stdout.splitlines() if line[0].isdigit()]
         assert done.returncode == 0, done.stderr
         assert [list(map(int, line.split())) for line in lines] == [
-            [process, *sums] for sums in expected
+            [process, *sums] for sums in [*expected, expected[0]]
         ]
+
+
+@pytest.mark.parametrize("at_once", [2**26, 500_000])  # all 24 clips, or one after another
+def test_batches_gathered_on_the_device_are_the_same(dataset, monkeypatch, at_once):
+    split = dataset.splits["train"]
+    size = len(split) * (128 * 513 + 2 * 160000)
+    monkeypatch.setattr(parallel, "device_memory", lambda: 4 * size)
+    monkeypatch.setattr(input_pipeline, "_MOVED_AT_ONCE", at_once)
+    assert split.on_devices(0.2) == {}
+    stored = split.on_devices(0.25)
+
+    def gather(state, batch, stored):
+        return {name: clips[batch["row"]] for name, clips in stored.items()}
+
+    step = parallel.data_parallel(gather, kept=stored)
+    where = {"batch_size": 7, "seed": 3, "first_step": 5}
+    for copied, numbered in zip(
+        take(split, 4, **where), take(split, 4, **where, copy=False), strict=True
+    ):
+        assert numbered.keys() == {"label", "row"}
+        np.testing.assert_array_equal(numbered["label"], copied["label"])
+        for name, clips in step(np.int32(0), numbered).items():
+            assert clips.dtype == copied[name].dtype
+            np.testing.assert_array_equal(clips, copied[name])
 
 
 def test_reads_only_what_is_asked_for(prepared):

@@ -49,6 +49,22 @@ def test_learns_and_keeps_the_best_epoch(whole_run):
     assert list(Path(workdir).glob("events.out.tfevents*"))
 
 
+def test_clips_on_the_devices_change_nothing(whole_run, tmp_path, monkeypatch, caplog):
+    """Of a run that began with clips copied step by step."""
+    caplog.set_level("INFO", "mgc_jax")
+    config, whole = whole_run
+    config = config.copy_and_resolve_references()
+    config.num_epochs = 1
+    train(config, tmp_path)
+    assert "clips     are copied to the devices step by step" in caplog.text
+    monkeypatch.setattr(parallel, "device_memory", lambda: 10**9)
+    config.num_epochs = 4
+    train(config, tmp_path)
+    assert "clips     lie on every device: 0.0016 GB" in caplog.text
+    logs = [read_log(workdir, "step") for workdir in (whole, tmp_path)]
+    assert logs[0] == logs[1]
+
+
 def test_bfloat16_learns_as_float32_does(whole_run, tmp_path):
     config, whole = whole_run
     config = config.copy_and_resolve_references()

@@ -9,75 +9,37 @@ large batches, a second one helps).
 """
 
 import functools
-import gc
 import hashlib
 import json
 import math
 import mmap
 import os
 import sys
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
-from mgc_jax import parallel, process
+from mgc_jax import console, parallel, process
 from mgc_jax.data import shards
+from mgc_jax.data.buffers import CACHED, BufferPool, aligned
 from mgc_jax.data.features import make_features, settings_of
 from mgc_jax.errors import InputError
 
-# JAX on a CPU takes memory as it is, without a copy, from such addresses on.
-_ALIGNMENT = 64
 # What tf.data goes ahead by, in bytes of batches: a hand-over takes as long as copying 10 MB, and
 # the first one waits for the disk.
 _AHEAD = 2**29
-# A buffer above this size had better be the one that is still in the caches, and one core alone
-# does not read as fast as memory gives.
-_CACHED = 2**22
+# What goes to the devices at once, in bytes.
+_MOVED_AT_ONCE = 2**26
 _second_thread = ThreadPoolExecutor(1, "copy")
 
 Batch = dict[str, np.ndarray]
-
-
-class BufferPool:
-    """Memory for batches, used again as soon as nobody reads it any more, and never before.
-
-    Fresh memory would cost more than the copy into it. A buffer returns to the pool when the last
-    array over it is gone, and JAX holds the array that it was given until the transfer has ended
-    or, where a device reads the array's memory itself (CPUs do), the last step on it. Who keeps
-    batches makes the pool grow; a training loop goes round a few buffers.
-
-    Attributes:
-        made: buffers in use and free.
-    """
-
-    def __init__(self, size: int):
-        self._size = size
-        self._free = []
-        self.made = 0
-
-    def take(self) -> np.ndarray:
-        """`[size] uint8` of any content, aligned."""
-        if not self._free and self._size > _CACHED:
-            # JAX lets arrays go at its next call, or whenever Python looks for garbage.
-            gc.collect(0)
-        try:
-            memory = self._free.pop()
-        except IndexError:
-            whole = np.empty(self._size + _ALIGNMENT, np.uint8)
-            start = -whole.ctypes.data % _ALIGNMENT
-            memory = memoryview(whole)[start : start + self._size]
-            self.made += 1
-        # All views of this array hold it, and none of them the memory below it.
-        buffer = np.frombuffer(memory, np.uint8)
-        weakref.finalize(buffer, self._free.append, memory).atexit = False
-        return buffer
 
 
 class Split:
@@ -125,7 +87,9 @@ class Split:
         """
         return self._view(rows, self._copy(rows, np.empty(self._buffer_size(len(rows)), np.uint8)))
 
-    def train_batches(self, batch_size: int, seed: int, first_step: int = 0) -> Iterator[Batch]:
+    def train_batches(
+        self, batch_size: int, seed: int, first_step: int = 0, copy: bool = True
+    ) -> Iterator[Batch]:
         """Endless shuffled batches from a step on: of each global batch, this host's share.
 
         Each epoch is a complete shuffle that depends on seed and epoch alone; the clips left over
@@ -136,6 +100,8 @@ class Split:
             batch_size: clips of a global batch.
             seed: of the order.
             first_step: global batches to skip, counted over all epochs.
+            copy: False gives the clips' places in stored order, `row` `[batch] int32`, for their
+                features: a step takes those from `on_devices`.
 
         Raises:
             InputError: the split is smaller than one batch.
@@ -150,10 +116,11 @@ class Split:
 
         def rows(steps: np.ndarray) -> np.ndarray:
             found = self.train_rows(steps, batch_size, seed)[:, share]
-            self._read_ahead(found[steps < cold_until])
+            if copy:
+                self._read_ahead(found[steps < cold_until])
             return found
 
-        return self._stream(range(first_step, sys.maxsize), len(share), rows)
+        return self._stream(range(first_step, sys.maxsize), len(share), rows, copy)
 
     def train_rows(self, steps: np.ndarray, batch_size: int, seed: int) -> np.ndarray:
         """The clips of `train_batches` in stored order.
@@ -196,16 +163,50 @@ class Split:
             )
         return len(self) // batch_size
 
+    def on_devices(self, share: float) -> dict[str, jax.Array]:
+        """The features of all clips on every device, `[clips, ...]` by name.
+
+        Empty where they take more than a share of a device's memory.
+        """
+        size = len(self) * sum(map(self._size, self._fields))
+        if size > share * parallel.device_memory():
+            console.log.info("clips     are copied to the devices step by step")
+            return {}
+        console.log.info("clips     lie on every device: %.2g GB", size / 1e9)
+        count = max(1, min(len(self), _MOVED_AT_ONCE * len(self) // size))
+        first = np.minimum(np.arange(0, len(self), count), len(self) - count)
+        blocks = self._stream(
+            range(len(first)), count, lambda steps: first[steps][:, None] + np.arange(count)
+        )
+        shapes = {
+            name: jax.ShapeDtypeStruct((len(self), *shape), dtype)
+            for name, (shape, dtype) in self._fields.items()
+        }
+        with console.progress_bar(
+            total=len(first) * count, description="clips to the devices", unit="clip", leave=False
+        ) as bar:
+
+            def numbered() -> Iterator[tuple[int, Batch]]:
+                for start, batch in zip(first.tolist(), blocks, strict=True):
+                    yield start, {name: batch[name] for name in shapes}
+                    bar.update(count)
+
+            return parallel.fill(shapes, numbered())
+
     def _size(self, name: str) -> int:
         shape, dtype = self._fields[name]
         return math.prod(shape) * dtype.itemsize
 
     def _buffer_size(self, clips: int) -> int:
         """In bytes, each feature at an address that JAX takes."""
-        return sum(_aligned(clips * self._size(name)) for name in self._fields)
+        return sum(aligned(clips * self._size(name)) for name in self._fields)
 
     def _stream(
-        self, steps: range, clips: int, rows: Callable[[np.ndarray], np.ndarray]
+        self,
+        steps: range,
+        clips: int,
+        rows: Callable[[np.ndarray], np.ndarray],
+        copy: bool = True,
     ) -> Iterator[Batch]:
         """So many clips of each step; `rows`, `[steps]` to `[steps, clips]`, is called ahead."""
         size = self._buffer_size(clips)
@@ -218,12 +219,15 @@ class Split:
         )
         for block in blocks.as_numpy_iterator():
             for batch in block:
+                if not copy:
+                    yield self._labels(batch) | {"row": batch.astype(np.int32)}
+                    continue
                 # Held by nothing here, so that a loop that is done with it gets it again.
                 yield self._view(batch, self._copy(batch, pool.take()))
 
     def _copy(self, rows: np.ndarray, buffer: np.ndarray) -> np.ndarray:
         """Fills a buffer with the features of clips; returns it."""
-        large = len(buffer) > _CACHED
+        large = len(buffer) > CACHED
         files = self._arrays if large else self._views
         copies = []
         for name, part in self._parts(len(rows), buffer):
@@ -240,11 +244,14 @@ class Split:
         return buffer
 
     def _view(self, rows: np.ndarray, buffer: np.ndarray) -> Batch:
-        batch = {"label": self._index.labels["label"][rows].astype(np.int32)}
+        batch = self._labels(rows)
         for name, part in self._parts(len(rows), buffer):
             shape, dtype = self._fields[name]
             batch[name] = part.view(dtype).reshape(len(rows), *shape)
         return batch
+
+    def _labels(self, rows: np.ndarray) -> Batch:
+        return {"label": self._index.labels["label"][rows].astype(np.int32)}
 
     def _parts(self, clips: int, buffer: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
         """The features' places in a buffer."""
@@ -252,7 +259,7 @@ class Split:
         for name in self._fields:
             size = clips * self._size(name)
             yield name, buffer[start : start + size]
-            start += _aligned(size)
+            start += aligned(size)
 
     def _slices(self, name: str, rows: np.ndarray) -> Iterator[tuple[int, slice]]:
         """Where clips lie: number and part of a shard."""
@@ -355,10 +362,6 @@ def _order(clips: int, seed: int, epoch: int) -> np.ndarray:
 def _map(path: str) -> mmap.mmap:
     with open(path, "rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-
-
-def _aligned(size: int) -> int:
-    return math.ceil(size / _ALIGNMENT) * _ALIGNMENT
 
 
 def _memory() -> int:

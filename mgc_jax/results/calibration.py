@@ -4,7 +4,6 @@ The temperature makes probabilities honest; it does not change which genre is th
 """
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 from mgc_jax.results.metrics import SplitPredictions, normalised
 
@@ -22,6 +21,8 @@ def fit_temperature(tracks: SplitPredictions) -> float:
     Args:
         tracks: what the network says of them, at temperature 1.
     """
+    from scipy.optimize import minimize_scalar  # takes a moment, and predicting needs none of it
+
     count, genres = tracks.log_probs.shape
     targets = np.full((count, genres), 1 / (count + genres))
     targets[np.arange(count), tracks.label] *= count + 1

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import binomtest
 
 # Those with an interval, of `classification_metrics`.
 SCORES = (
@@ -119,6 +118,8 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> float:
     only_second = int(np.sum(~first & second))
     if only_first + only_second == 0:
         return 1.0
+    from scipy.stats import binomtest  # half a second to import, and predicting needs none of it
+
     return float(binomtest(only_first, only_first + only_second).pvalue)
 
 

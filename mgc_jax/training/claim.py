@@ -22,7 +22,7 @@ from mgc_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from mgc_jax.training.public_weights import PUBLIC_WEIGHTS
 
 # What may change between two starts of a run.
-_MAY_DIFFER = {"data_dir", "checkpoint_every_minutes", "profile", "skip_nonfinite"}
+_MAY_DIFFER = {"data_dir", "checkpoint_every_minutes", "profile", "skip_nonfinite", "device_cache"}
 # Types that a network computes in.
 _DTYPES = ("float32", "bfloat16", "float16")
 

@@ -181,17 +181,23 @@ class _Training:
             weights = class_weights(self.split.labels["label"], len(self.network.genres))
         augmenter = Augmenter(config, self.network.features)
 
-        def step(state, batch, noise):
+        def step(state, batch, kept):
+            clips, noise = kept
             request = jax.lax.pmax(batch["request"].max(), parallel.AXIS)
+            batch |= {name: stored[batch["row"]] for name, stored in clips.items()}
             augment = partial(augmenter, noise=noise)
             state, metrics = train_step(state, batch, self.network, augment, weights)
             # One array: fetching each of them would take as long as fetching all.
             return state, jnp.stack([*(metrics[name] for name in _METRICS), request])
 
-        self.step_fn = parallel.data_parallel(step, donate=True, kept=augmenter.noise())
+        clips = self.split.on_devices(config.device_cache)
+        kept = clips, augmenter.noise()
+        self.step_fn = parallel.data_parallel(step, donate=True, kept=kept)
         predict_fn = compile_predict_step(self.network)
         console.log.info("compiling the step (once; kept in %s)", parallel.compilation_cache())
-        batches = self.split.train_batches(config.batch_size, config.seed, progress.step)
+        batches = self.split.train_batches(
+            config.batch_size, config.seed, progress.step, copy=not clips
+        )
         if config.profile and parallel.is_main():
             batches = _profiled(batches, self.workdir / "profile")
         self.line = ProgressLine(config.num_epochs, self.steps, config.batch_size, progress.step)
