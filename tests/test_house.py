@@ -85,6 +85,14 @@ def test_results_and_ground_load_no_jax():
             )
 
 
+def test_slow_parts_of_scipy_are_imported_where_they_are_used():
+    """Every start would wait half a second for them."""
+    for path in SOURCES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                assert not re.search(r"scipy\.(stats|optimize)", ast.unparse(node)), path
+
+
 def test_all_commands_can_be_imported_side_by_side():
     for name in sorted(DOORS):
         importlib.import_module(f"mgc_jax.{name}")
