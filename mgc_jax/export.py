@@ -4,9 +4,10 @@
 
 exported/network.jax_export   for jax.export.deserialize, on CPUs and NVIDIA GPUs
 exported/saved_model/         for tf.saved_model.load, on CPUs; where tensorflow is installed
+exported/network.onnx         for onnxruntime; with --onnx
 exported/model.json           genres, sample rate and samples of a clip
 
-Both are one function: clips `[batch, samples] float32`, mono in [-1, 1], to probabilities
+All are one function: clips `[batch, samples] float32`, mono in [-1, 1], to probabilities
 `[batch, genres] float32`, for any batch. Inside, features are rounded as they are for training.
 docs/export.md shows how to call them. A file's prediction is the mean of its clips'
 log-probabilities.
@@ -25,6 +26,7 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Defines this command's flags."""
     cli.define_path("workdir", None, "Workdir of the run whose best checkpoint is exported.")
+    flags.DEFINE_bool("onnx", False, "Write network.onnx too (extra onnx, and jax2onnx).")
 
 
 def main(argv: list[str]) -> None:
@@ -39,7 +41,7 @@ def main(argv: list[str]) -> None:
     out = Path(argv[1])
     try:
         out.mkdir(parents=True, exist_ok=True)
-        export_run(FLAGS.workdir, out)
+        export_run(FLAGS.workdir, out, FLAGS.onnx)
     except OSError as error:
         raise InputError(f"cannot write to {out}: {error.strerror}") from None
 

@@ -1,30 +1,38 @@
 """A trained network with its features as files that need nothing of this package.
 
-One function, from clips to probabilities, serialised by `jax.export` and as a SavedModel.
+One function, from clips to probabilities, serialised by `jax.export`, as a SavedModel, and for
+onnxruntime.
 """
 
 import json
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
 
 from mgc_jax import console, process
+from mgc_jax.errors import InputError
 from mgc_jax.files import write_bytes, write_text
 from mgc_jax.predictor import DEMO_NOTICE
 from mgc_jax.training.network import load_run
 
 
-def export_run(workdir: str | os.PathLike, out: Path) -> None:
-    """Writes `network.jax_export`, `saved_model/` (where TensorFlow is installed) and `model.json`.
+def export_run(workdir: str | os.PathLike, out: Path, onnx: bool = False) -> None:
+    """Writes `network.jax_export`, `saved_model/` (where TensorFlow is installed) and `model.json`;
+    if `onnx` is asked for, `network.onnx` too.
 
     Raises:
-        InputError: the workdir holds no run or no finished epoch.
+        InputError: the workdir holds no run or no finished epoch; what writes ONNX is missing.
         OSError: a file cannot be written.
     """
+    if onnx:
+        _import_jax2onnx()  # fails before anything is written
     network, variables, _, temperature = load_run(workdir)
     audio = network.features[0].audio
 
@@ -41,6 +49,8 @@ def export_run(workdir: str | os.PathLike, out: Path) -> None:
         write_bytes(out / "network.jax_export", exported.serialize())
         console.log.info("wrote %s", out / "network.jax_export")
         _write_saved_model(probabilities, audio.clip_samples, out / "saved_model")
+    if onnx:
+        _write_onnx(probabilities, audio.clip_samples, out / "network.onnx")
     about = {
         "genres": network.genres,
         "sample_rate": audio.sample_rate,
@@ -75,3 +85,50 @@ def _write_saved_model(probabilities: Callable, clip_samples: int, folder: Path)
     )
     tf.saved_model.save(module, folder, signatures=module.predict)
     console.log.info("wrote %s", folder)
+
+
+class _Spectrum(NamedTuple):
+    """Real and imaginary part of a spectrum, without complex numbers."""
+
+    real: jax.Array
+    imag: jax.Array
+
+
+def _rfft_by_products(x) -> _Spectrum:
+    """`jnp.fft.rfft` as products of matrices: jax2onnx's own does not load in onnxruntime."""
+    size = x.shape[-1]
+    turns = np.outer(np.arange(size), np.arange(size // 2 + 1)) % size
+    angles = 2 * np.pi / size * turns
+    return _Spectrum(x @ np.cos(angles).astype(x.dtype), x @ -np.sin(angles).astype(x.dtype))
+
+
+def _import_jax2onnx() -> Callable:
+    """`jax2onnx.to_onnx`; it says at its import which of its examples lack a package."""
+    for name in ("jax2onnx", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        import onnx  # noqa: F401
+        from jax2onnx import to_onnx
+    except ImportError as error:
+        raise InputError(
+            f"--onnx: {error.name} is not installed: pip install 'mgc_jax[onnx]' (in a clone "
+            "'.[onnx]'), and pip install --no-deps jax2onnx==0.17.1, which asks for an older orbax "
+            "than ours but does not need it"
+        ) from None
+    return to_onnx
+
+
+def _write_onnx(probabilities: Callable, clip_samples: int, path: Path) -> None:
+    """Converts the function for onnxruntime, in float32."""
+    to_onnx = _import_jax2onnx()
+    rfft = jnp.fft.rfft
+    jnp.fft.rfft = _rfft_by_products
+    try:
+        model = to_onnx(probabilities, [("batch", clip_samples)], opset=21)
+    finally:
+        jnp.fft.rfft = rfft
+    model.graph.input[0].name, old = "clips", model.graph.input[0].name
+    for node in model.graph.node:
+        node.input[:] = ["clips" if name == old else name for name in node.input]
+    write_bytes(path, model.SerializeToString())
+    console.log.info("wrote %s", path)

@@ -15,6 +15,7 @@ import mgc_jax
 from mgc_jax.configs import default
 from mgc_jax.data import audio
 from mgc_jax.data.features import make_features
+from mgc_jax.exporter import export_run
 
 MEL, WAVEFORM = make_features(("mel", "waveform"), default.get_config())
 RATE = MEL.audio.sample_rate
@@ -111,3 +112,18 @@ def test_bad_use_is_one_line(arguments, says):
     done = call("export", *arguments)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("error: ") and says in done.stderr
+
+
+def test_onnxruntime_gives_the_same_numbers(workdir, clips, tmp_path):
+    """Of batches of one and of three, in float32."""
+    pytest.importorskip("jax2onnx")
+    import onnxruntime
+
+    export_run(workdir, tmp_path, onnx=True)
+    session = onnxruntime.InferenceSession(
+        tmp_path / "network.onnx", providers=["CPUExecutionProvider"]
+    )
+    (expected,) = mgc_jax.load(workdir).predict((RATE, clips[:3].ravel()))
+    for batch in (clips[:1], clips[:3]):
+        (found,) = session.run(None, {"clips": batch})
+        np.testing.assert_allclose(found, expected.timeline[: len(batch)], atol=1e-4)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from mgc_jax import console
@@ -158,6 +159,17 @@ def test_page_shows_the_numbers_of_metrics_json(no_pictures, workdir):
     shown = ("top1", "f1", "f1_macro", "precision", "recall", "roc_auc")
     assert [value for _, value in cards] == [f"{metrics['track'][key]:.3f}" for key in shown]
     assert "top-1 of 0.500 per track" in page  # ten of the twenty tracks are of either genre
+
+
+def test_model_card_has_the_scores_for_people_and_for_the_hub(no_pictures, workdir):
+    _write(workdir)
+    _, front, card = (workdir / "README.md").read_text().split("---\n", 2)
+    track = json.loads((workdir / "report" / "metrics.json").read_text())["track"]
+    (result,) = yaml.safe_load(front)["model-index"][0]["results"]
+    assert result["metrics"][0]["value"] == pytest.approx(track["top1"], abs=1e-4)
+    low, high = track["intervals"]["recall"]
+    assert f"| Recall | {track['recall']:.3f} ({low:.3f}–{high:.3f}) |" in card
+    assert "## Limits" in card and "synthesised" not in card
 
 
 def test_published_row_stands_beside_this_run(no_pictures, workdir):

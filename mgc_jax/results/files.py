@@ -5,6 +5,7 @@
     calibration.json                          the temperature, fitted after the training
     report/metrics.json predictions.csv       scores, and what they were computed from
     report/run.json index.html *.png          the page, and the facts on it
+    README.md                                 the model card
 
 Checkpoints and TensorBoard's files are their writers' own.
 """
@@ -35,6 +36,7 @@ CONFIG, GENRES, DATA, LOG = "config.json", "genres.json", "data.json", "metrics.
 CALIBRATION = "calibration.json"
 REPORT, METRICS, PREDICTIONS = "report", "metrics.json", "predictions.csv"
 FACTS, PAGE = "run.json", "index.html"
+CARD = "README.md"
 _COLUMNS = ["track_id", "clip", "label", "prediction"]
 _PER_GENRE = ("precision", "recall", "f1", "roc_auc", "support")
 _FIX = "train the run, evaluate it, then make the report again"

@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 
 from mgc_jax import signals
+from mgc_jax.files import write_text
 from mgc_jax.results import files, page, plots, published
+from mgc_jax.results.card import model_card
 from mgc_jax.results.metrics import CALIBRATION_BINS, SplitPredictions, track_predictions
 from mgc_jax.results.published import PUBLISHED
 
@@ -85,7 +87,8 @@ def write_report(
     run: Mapping,
     names: Mapping[int, str] | None = None,
 ) -> Path:
-    """Writes pictures, `run.json` and the page into `workdir`/report; returns index.html's path.
+    """Writes pictures, `run.json` and the page into `workdir`/report, and the model card
+    `workdir`/README.md; returns index.html's path.
 
     Args:
         workdir: folder of a run that was evaluated.
@@ -125,6 +128,7 @@ def write_report(
     facts = {"data": data, "run": run, "cost": cost(run, log)}
     # Nothing is written until everything is made: a failure leaves the last report as it was.
     document = page.document(_title(config, data), body)
+    write_text(Path(workdir, files.CARD), model_card(config, genres, metrics, data, run))
     return files.write_report_files(workdir, document, drawn, facts)
 
 
