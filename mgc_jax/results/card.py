@@ -67,8 +67,10 @@ def model_card(
     levels = [metrics[level] for level in ("track", "clip")]
     scores = [("Score", "Tracks", "Clips")]
     for key, name in _SCORES.items():
-        cells = (f"{x[key]:.3f} ({page.interval(x['intervals'][key])})" for x in levels)
-        scores.append((name, *cells))
+        of_tracks, of_clips = (
+            f"{x[key]:.3f} ({page.interval(x['intervals'][key])})" for x in levels
+        )
+        scores.append((name, of_tracks, of_clips))
     splits = [("Split", "Tracks", "Clips")]
     splits += [(name, x["tracks"], x["clips"]) for name, x in data["splits"].items()]
     notice = "**Trained on synthesised music: it says nothing about real music.** "
