@@ -202,6 +202,7 @@ def _with_config_file(argv: list[str]) -> list[str]:
             continue
         used = 2 if match[1] is None else 1  # `--config densenet` is two arguments
         path, colon, rest = (following if match[1] is None else match[1]).partition(":")
+        path = os.path.expanduser(path)
         built_in = _CONFIGS / f"{path}.py"
         if not os.path.isfile(path) and built_in.is_file() and "/" not in path:
             path = str(built_in)

@@ -77,6 +77,16 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def cell(text: str, before: str = "'") -> str:
+    """A text from outside for a CSV file, as a spreadsheet takes some beginnings for a formula.
+
+    Examples:
+        >>> cell("=1+1")
+        "'=1+1"
+    """
+    return before + text if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+
+
 def read_json(
     path: str | os.PathLike, kind: type, needed: Iterable[tuple] = (), *, fix: str
 ) -> Any:

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from mgc_jax import cli, console
 from mgc_jax.errors import InputError
+from mgc_jax.files import cell
 
 if TYPE_CHECKING:
     from mgc_jax.predictor import Prediction, Predictor
@@ -140,10 +141,9 @@ def _write_json(result: "Prediction", _: "Predictor") -> None:
 def _write_csv(result: "Prediction", predictor: "Predictor") -> None:
     columns = [result.ranking.get(genre) for genre in predictor.genres]
     if not predictor.tagging:
-        columns = [result.genre, *columns]
-    # A spreadsheet takes what begins so for a formula.
-    path = f"./{result.source}" if result.source.startswith(("=", "+", "-", "@")) else result.source
+        columns = [cell(result.genre or ""), *columns]
     silent = None if result.error else result.silent_clips
+    path = cell(result.source, "./")
     csv.writer(sys.stdout).writerow([path, *columns, silent, result.error])
 
 

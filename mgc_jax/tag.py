@@ -155,10 +155,10 @@ def _write_plan(plan: list["Proposal"]) -> None:
     from etils import epath
 
     from mgc_jax.data.tables import write_table
-    from mgc_jax.files import replacing
+    from mgc_jax.files import cell, replacing
 
     rows = [
-        (_cell(row.path, "./"), _cell(row.now, "'"), row.genre, f"{row.probability:.6f}", row.note)
+        (cell(row.path, "./"), cell(row.now), cell(row.genre), f"{row.probability:.6f}", row.note)
         for row in plan
     ]
     try:
@@ -166,11 +166,6 @@ def _write_plan(plan: list["Proposal"]) -> None:
             write_table(epath.Path(part), _HEADER, rows)
     except OSError as error:
         raise InputError(f"cannot write --output={FLAGS.output}: {error.strerror}") from None
-
-
-def _cell(text: str, before: str) -> str:
-    """A text from outside; a spreadsheet takes what begins so for a formula."""
-    return before + text if text.startswith(("=", "+", "-", "@")) else text
 
 
 def _write(chosen: dict[str, str], undo_file: str) -> int:

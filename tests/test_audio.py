@@ -14,7 +14,7 @@ import soundfile
 import soxr
 from conftest import write_audio
 
-from mgc_jax.data.audio import load_audio, read_blocks, read_clips
+from mgc_jax.data.audio import array_blocks, load_audio, read_blocks, read_clips
 from mgc_jax.errors import InputError
 
 
@@ -111,6 +111,34 @@ def test_floats_that_are_no_samples_are_refused(tmp_path, scale, says):
     soundfile.write(tmp_path / "x.wav", samples, 16000, subtype="DOUBLE")
     with pytest.raises(InputError, match=f"samples up to .*{says}"):
         clips_of(tmp_path / "x.wav")
+
+
+@pytest.mark.parametrize("value,says", [(9.0, "samples up to 9"), (np.nan, "not finite")])
+@pytest.mark.parametrize("name", ["x.wav", "x.mka"])
+def test_one_sample_of_one_channel_is_seen(tmp_path, name, value, says):
+    """Before the channels are mixed and resampled, which makes peaks lower."""
+    sound = (0.1 * np.random.default_rng(0).normal(size=(3 * 44100, 2))).astype(np.float32)
+    sound[70_000, 1] = value
+    if name == "x.wav":
+        soundfile.write(tmp_path / name, sound, 44100, subtype="FLOAT")
+    else:
+        encode(tmp_path / name, "pcm_f32le", np.ascontiguousarray(sound.T), 44100)
+    with pytest.raises(InputError, match=says):
+        clips_of(tmp_path / name)
+    with pytest.raises(InputError, match=says):
+        array_blocks(sound, 44100, 16000)
+
+
+def test_arrays_are_mixed_as_files_are(tmp_path):
+    """Also where the channels cancel each other for a part of the time only."""
+    sound = 0.1 * np.random.default_rng(0).normal(size=(300_000, 2)).astype(np.float32)
+    sound[2**16 : 2**17, 1] = -sound[2**16 : 2**17, 0]
+    soundfile.write(tmp_path / "x.wav", sound, 16000, subtype="FLOAT")
+    (mixed,) = array_blocks(sound, 16000, 16000)
+    np.testing.assert_array_equal(mixed, load_audio(tmp_path / "x.wav", 16000))
+    np.testing.assert_array_equal(mixed[2**16 : 2**17], sound[2**16 : 2**17, 0])
+    with pytest.raises(InputError, match="sample rate of 1 Hz"):
+        array_blocks(sound, 1, 16000)
 
 
 def without_first_frame(content: bytes) -> bytes:

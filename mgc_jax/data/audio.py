@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import soxr
 
-from mgc_jax.data.decoders import DamagedError, Decoded, open_audio
+from mgc_jax.data.decoders import DamagedError, Decoded, check_samples, open_audio
 from mgc_jax.errors import InputError
 
 # Folders are searched for these.
@@ -28,7 +28,7 @@ _SILENCE = 1 / 32768
 # Channels whose mean has less than a millionth (-60 dB) of their power cancel each other.
 _CANCELLED = 1e-6
 _MOST_CHANNELS = 32  # of an array; more is another axis
-_LARGEST_SAMPLE = 8.0  # decoders overshoot by some; floats in the range of integers are far above
+_MIXED = 2**16  # samples of an array whose channels are mixed at once, as a file's blocks are
 
 
 class AudioClip(NamedTuple):
@@ -68,8 +68,7 @@ def read_blocks(path: str | os.PathLike, sample_rate: int) -> Iterator[np.ndarra
 
 def _resample(decoded: Decoded, sample_rate: int) -> Iterator[np.ndarray]:
     """A part of a file as `read_blocks` gives it."""
-    if not _RATES[0] <= decoded.rate <= _RATES[1]:
-        raise InputError(f"sample rate of {decoded.rate} Hz")
+    _check_rate(decoded.rate)
     resampler = None
     if decoded.rate != sample_rate:
         resampler = soxr.ResampleStream(decoded.rate, sample_rate, 1, dtype="float32", quality="HQ")
@@ -90,6 +89,11 @@ def _resample(decoded: Decoded, sample_rate: int) -> Iterator[np.ndarray]:
         piece = resampler.resample_chunk(mono[:0], last=True)[: max(0, left)]
         check_samples(piece)
         yield np.pad(piece, (0, max(0, left - len(piece))))
+
+
+def _check_rate(rate: int) -> None:
+    if not _RATES[0] <= rate <= _RATES[1]:
+        raise InputError(f"sample rate of {rate} Hz")
 
 
 def load_audio(path: str | os.PathLike, sample_rate: int) -> np.ndarray:
@@ -192,7 +196,7 @@ def array_blocks(array: np.ndarray, rate: int, sample_rate: int) -> list[np.ndar
         sample_rate: of the result, in Hz.
 
     Raises:
-        InputError: another type, shape or range.
+        InputError: another type, shape, rate or range.
     """
     if array.dtype in (np.int16, np.int32):
         array = array.astype(np.float32) / -float(np.iinfo(array.dtype).min)
@@ -209,32 +213,21 @@ def array_blocks(array: np.ndarray, rate: int, sample_rate: int) -> list[np.ndar
         array = array.T
     if array.shape[1] > _MOST_CHANNELS:
         raise InputError(f"{array.shape[1]} channels: {_MOST_CHANNELS} at most")
+    _check_rate(rate)
+    check_samples(array)
     samples = array.astype(np.float32, copy=False)
     if samples.size == 0:
         return []
-    mono = mix_to_mono(samples, np.empty(len(samples), np.float32))
-    check_samples(mono)
-    if rate != sample_rate:
-        mono = soxr.resample(mono, rate, sample_rate, quality="HQ")
-    return [mono]
+    out = np.empty(len(samples), np.float32)
+    for start in range(0, len(samples), _MIXED):
+        part = slice(start, start + _MIXED)
+        out[part] = mix_to_mono(samples[part], out[part])
+    return [soxr.resample(out, rate, sample_rate, quality="HQ") if rate != sample_rate else out]
 
 
 def has_signal(clip: np.ndarray) -> bool:
     """Whether `[samples] float32` are more than silence: at least -90.3 dBFS (root mean square)."""
     return bool(np.dot(clip, clip) >= len(clip) * _SILENCE**2)
-
-
-def check_samples(samples: np.ndarray) -> None:
-    """Raises InputError for floats `[samples]` that are not finite, or no samples in [-1, 1]."""
-    largest = max(samples.max(initial=0.0), -samples.min(initial=0.0))
-    if not np.isfinite(largest):
-        raise InputError("holds samples that are not finite numbers")
-    if largest > _LARGEST_SAMPLE:
-        raise InputError(
-            f"samples up to {largest:,.0f}: floats in int16's range; divide by 32768"
-            if largest < 2**16
-            else f"samples up to {largest:.3g}: no sound has these; floats should be in [-1, 1]"
-        )
 
 
 def mix_to_mono(samples: np.ndarray, out: np.ndarray) -> np.ndarray:

@@ -26,6 +26,8 @@ _CUT_OFF = 0.9
 _UNKNOWN_WAV_LENGTH = 0x7FFF0000
 # What libsndfile says of a length that the file does not tell: FLAC and streams.
 _UNKNOWN_FRAMES = 2**60
+_LARGEST_SAMPLE = 8.0  # decoders overshoot by some; floats in the range of integers are far above
+_FLOATS = ("FLOAT", "DOUBLE")  # libsndfile's names of codings that hold any number
 # Containers, by FFmpeg's names, whose headers tell a length.
 _ANNOUNCING = ("matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2", "tta", "wv")
 
@@ -220,6 +222,19 @@ def _feed(file: BinaryIO, writing: int) -> None:
             pipe.write(chunk)
 
 
+def check_samples(samples: np.ndarray) -> None:
+    """Raises InputError for floats of any shape that are not finite, or far outside of [-1, 1]."""
+    largest = max(samples.max(initial=0.0), -samples.min(initial=0.0))
+    if not np.isfinite(largest):
+        raise InputError("holds samples that are not finite numbers")
+    if largest > _LARGEST_SAMPLE:
+        raise InputError(
+            f"samples up to {largest:,.0f}: floats in int16's range; divide by 32768"
+            if largest < 2**16
+            else f"samples up to {largest:.3g}: no sound has these; floats should be in [-1, 1]"
+        )
+
+
 def _read_sndfile(stream: _Stream) -> Iterator[np.ndarray]:
     """The blocks of a file that libsndfile reads.
 
@@ -238,6 +253,8 @@ def _read_sndfile(stream: _Stream) -> Iterator[np.ndarray]:
         if not frames:
             break
         decoded += frames
+        if stream.subtype in _FLOATS:
+            check_samples(block[:frames])
         yield block[:frames]
     announced = _announced_frames(stream)
     if decoded < _CUT_OFF * announced < _UNKNOWN_FRAMES:
@@ -283,7 +300,11 @@ def _read_ffmpeg(container: Any, rate: int) -> Iterator[np.ndarray]:
     try:
         for piece in _convert(_decode_packets(container), rate):
             seconds += piece.samples / rate
-            yield piece.to_ndarray().T
+            block = piece.to_ndarray().T
+            check_samples(block)
+            yield block
+    except InputError:
+        raise
     except (av.FFmpegError, ValueError) as error:
         raise DamagedError(f"damaged after {seconds:.1f} s: {_ffmpeg_reason(error)}") from None
     # With pictures in it, a length may be the pictures'.

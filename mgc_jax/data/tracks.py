@@ -12,6 +12,7 @@ from etils import epath
 from mgc_jax import console
 from mgc_jax.data.tables import open_rows, write_table
 from mgc_jax.errors import InputError
+from mgc_jax.files import cell
 
 SKIPPED_FILE = "skipped.csv"
 TRACKS_FILE = "tracks.csv"
@@ -249,13 +250,17 @@ def name_lost_genres(before: Iterable[Track], after: Iterable[Track]) -> None:
 
 def write_lists(folder: epath.Path, tracks: Sequence[Track], skipped: Sequence[Skipped]) -> None:
     """Writes `tracks.csv`, which tells the files behind the ids, and `skipped.csv`."""
-    write_table(folder / TRACKS_FILE, Track._fields, tracks)
+    rows = [track._replace(genre=cell(track.genre)) for track in tracks]
+    write_table(folder / TRACKS_FILE, Track._fields, rows)
     write_skipped(folder, skipped)
 
 
 def write_skipped(folder: epath.Path, skipped: Sequence[Skipped]) -> None:
     """Writes `skipped.csv`."""
-    rows = sorted((*track, reason) for track, reason in skipped)
+    rows = [
+        (track_id, cell(path, "./"), cell(genre), split, reason)
+        for (track_id, path, genre, split), reason in sorted(skipped)
+    ]
     write_table(folder / SKIPPED_FILE, (*Track._fields, "reason"), rows)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from mgc_jax import console
 from mgc_jax.errors import InputError
-from mgc_jax.files import read_json, replacing, write_bytes, write_text
+from mgc_jax.files import cell, read_json, replacing, write_bytes, write_text
 from mgc_jax.results.calibration import apply_temperature
 from mgc_jax.results.metrics import (
     SCORES,
@@ -186,12 +186,12 @@ def _write_predictions(
         for i in order:
             track_id = int(predictions.track_id[i])
             log_probs = predictions.log_probs[i].astype(float)  # whose exp is hardly ever 0
-            label = genres[predictions.label[i]]
-            predicted = genres[log_probs.argmax()]
+            label = cell(genres[predictions.label[i]])
+            predicted = cell(genres[log_probs.argmax()])
             # Nine digits give float32 back exactly.
             probabilities = (f"{p:.9g}" for p in np.exp(log_probs))
             first = [track_id, predictions.clip[i], label, predicted]
-            writer.writerow([*first, *probabilities, paths.get(track_id, "")])
+            writer.writerow([*first, *probabilities, cell(paths.get(track_id, ""), "./")])
 
 
 def read_predictions(workdir: str | os.PathLike, genres: Sequence[str]) -> SplitPredictions:
@@ -213,12 +213,13 @@ def read_predictions(workdir: str | os.PathLike, genres: Sequence[str]) -> Split
             raise ValueError("it has no rows, or other columns than the run's genres")
         tracks = np.array([int(row[0]) for row in rows])
         clips = np.array([int(row[1]) for row in rows])
-        labels = np.array([genres.index(row[2]) for row in rows])
+        names = {name: label for label, genre in enumerate(genres) for name in (genre, cell(genre))}
+        labels = np.array([names[row[2]] for row in rows])
         # The path is the last column, which versions before 0.2 did not write.
         probabilities = np.array([row[len(_COLUMNS) : end] for row in rows], dtype=float)
     except FileNotFoundError:
         raise InputError(f"{path} is missing: evaluate the run with --mode=eval") from None
-    except (OSError, ValueError, IndexError, csv.Error) as error:
+    except (OSError, ValueError, LookupError, csv.Error) as error:
         raise InputError(f"{path} cannot be read ({error}): evaluate with --mode=eval") from None
     return SplitPredictions(tracks, clips, labels, np.log(np.maximum(probabilities, 1e-300)))
 
