@@ -1,5 +1,6 @@
 """The report page: what it shows, what it escapes, and what it says when an input is missing."""
 
+import csv
 import json
 import re
 import subprocess
@@ -412,6 +413,16 @@ def test_incomplete_metrics_are_named(no_pictures, workdir):
     path.write_text(json.dumps(metrics))
     with pytest.raises(InputError, match=r"metrics\.json: track\.confusion_matrix"):
         _write(workdir)
+
+
+def test_no_genre_is_a_formula(workdir):
+    genres = ["=1+1", "'Rock", "@home"]
+    path = workdir / "report" / "predictions.csv"
+    files._write_predictions(path, _predictions(), genres, {})
+    labels = {row["label"] for row in csv.DictReader(path.read_text().splitlines())}
+    assert labels <= {"'=1+1", "'Rock", "'@home"}
+    found = read_predictions(workdir, genres)
+    np.testing.assert_array_equal(found.label, _predictions().label)
 
 
 def test_predictions_come_back_from_the_file(workdir):
