@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from mgc_jax import cli, console
+from mgc_jax import cli, console, signals
 from mgc_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -59,7 +59,9 @@ def main(argv: list[str]) -> None:
     except OSError as error:
         raise InputError(f"cannot listen at --port={FLAGS.port}: {error}") from None
     console.log.info("open %s in a browser; Ctrl-C ends", url)
-    page.block_thread()
+    while not signals.stop_requested(seconds=60.0):
+        pass
+    signals.check()
 
 
 def build_page(predictor: "Predictor", title: str) -> "gradio.Blocks":

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from mgc_jax.errors import Interrupted
 
@@ -96,5 +96,6 @@ def _watch(reading: int, exit_code: int) -> None:
 
 
 def _end(message: str, exit_code: int) -> None:
-    os.write(2, f"\n{message}\n".encode())
+    with suppress(OSError):  # nobody may be left who reads it
+        os.write(2, f"\n{message}\n".encode())
     os._exit(exit_code)

@@ -23,6 +23,8 @@ def server(workdir):
         assert f"open http://127.0.0.1:{port}/" in said, said + process.stderr.read()
         yield f"http://127.0.0.1:{port}/"
         process.terminate()
+        last = process.communicate()[1].splitlines()[-1]
+        assert process.returncode == 130 and last.endswith("stopped"), last
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (Debian: apt-get install chromium)")

@@ -67,6 +67,13 @@ def test_work_that_does_not_look_is_ended(number):
     assert "stopped: what it was at did not end within 1 s" in ended(process, 75)
 
 
+def test_work_that_does_not_look_is_ended_where_nobody_listens():
+    process = start_python("time.sleep(1000)")
+    process.stdout.close()
+    process.terminate()
+    assert process.wait() == 75
+
+
 def test_held_work_is_ended_by_a_second_request_alone():
     process = start_python("signals.hold()\ntime.sleep(1000)")
     for _ in range(2):  # both at once, as launchers may send it to a group and to its leader
