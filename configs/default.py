@@ -102,6 +102,9 @@ def get_config() -> ConfigDict:
     config.balance_classes = False
     # Decay of the running average of the variables that is evaluated and saved as best; 0: none.
     config.average_decay = 0.0
+    # Which epoch is evaluated and predicts: that of the lowest validation loss (loss), of the
+    # highest validation top-1 of clips (top1), or the last one (last).
+    config.keep = "loss"
     # Stop once the validation loss has not improved for so many epochs; 0: never.
     config.early_stopping_epochs = 0
     # Pass over steps whose loss or gradient is not finite, and count them, instead of stopping.

@@ -26,6 +26,7 @@ from mgc_jax.training.train import train_and_evaluate
         ("dtype", "bf16", "config.dtype='bf16': use bfloat16"),
         ("dtype", "float23", "did you mean 'float32'"),
         ("init_from", "/no/such/run", "config.init_from='/no/such/run': no such file or folder"),
+        ("keep", "best", "config.keep='best': one of loss, top1, last"),
         ("batch_size", 0, "config.batch_size=0 does not divide"),
         ("optimizer.schedule", "cosin", "schedule='cosin' is unknown: .*'cosine'"),
         ("augment.noise_probability", 1.5, "noise_probability=1.5 is not between 0 and 1"),

@@ -1,5 +1,6 @@
 """Training: learning, and the step."""
 
+import dataclasses
 import io
 import json
 import sys
@@ -47,6 +48,37 @@ def test_learns_and_keeps_the_best_epoch(whole_run):
     assert progress.best_loss == min(validation)
     assert progress.epoch == 4 and progress.step == 12
     assert list(Path(workdir).glob("events.out.tfevents*"))
+
+
+@pytest.mark.parametrize("keep,kept", [("loss", 2), ("top1", 3), ("last", 5)])
+def test_the_epoch_that_is_kept(keep, kept):
+    """Whatever it is, the lowest loss is known, by which training stops early."""
+    epochs = [(2.0, 0.2), (1.0, 0.4), (1.5, 0.6), (1.5, 0.6), (1.2, 0.5)]
+    best = 0
+    progress = loop.Progress()
+    for epoch, (loss, top1) in enumerate(epochs, start=1):
+        # As it comes back from a checkpoint.
+        progress = loop.Progress(**json.loads(json.dumps(dataclasses.asdict(progress))))
+        if progress.validated(epoch, {"loss": loss, "top1": top1}, keep):
+            best = epoch
+    assert best == kept
+    assert (progress.best_epoch, progress.best_loss) == (2, 1.0)
+
+
+@pytest.mark.parametrize("keep", ["top1", "last"])
+def test_what_is_kept_is_the_same_after_a_restart(whole_run, tmp_path, keep):
+    config, whole = whole_run
+    config = config.copy_and_resolve_references()
+    for epochs in (2, 4):
+        config.update(keep=keep, num_epochs=epochs)
+        train(config, tmp_path)
+    validation = read_log(whole, "validation")
+    top1 = [line["top1"] for line in validation]
+    kept = {"top1": 1 + int(np.argmax(top1)), "last": 4}[keep]
+    network = Network.from_config(config, list("abcdefgh"))
+    with Checkpoints(tmp_path) as checkpoints:
+        _, score = checkpoints.restore_best(network.shapes)
+    assert score == {"epoch": kept, "loss": validation[kept - 1]["loss"]}
 
 
 def test_clips_on_the_devices_change_nothing(whole_run, tmp_path, monkeypatch, caplog):

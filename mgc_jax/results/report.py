@@ -48,6 +48,12 @@ SCORES = CARDS | dict(
 PER_GENRE = dict(
     precision="Precision", recall="Recall", f1="F1", roc_auc="ROC-AUC", support="Support"
 )
+# Value of config.keep to what it is on the page.
+_KEPT = dict(
+    loss="that of the lowest validation loss",
+    top1="that of the highest validation top-1",
+    last="the last one",
+)
 _MAX_SKIPPED_ROWS = 50
 _MISTAKES = 10
 
@@ -67,10 +73,10 @@ the commonest genre would give a top-1 of {chance} per track.</p>
 <p class="soft">The colour is the share of the true genre's row; counts and shares are written in
 the cells of up to 30 genres.</p>
 <h2>Training and calibration</h2>{curves}
-<p class="soft">Training values are means over an epoch; the dotted line is the epoch kept, that of
-the lowest validation loss. Calibration: of the predictions made with some probability, that share
-should be right. The error is the mean distance from the diagonal over predictions, in {bins} bins
-of equal width.</p>{calibration}
+<p class="soft">Training values are means over an epoch; the dotted line is the epoch kept,
+{kept}. Calibration: of the predictions made with some probability, that share should be right. The
+error is the mean distance from the diagonal over predictions, in {bins} bins of equal width.</p>
+{calibration}
 <h2>Most confident mistakes</h2>{mistakes}
 <h2>What the network sees</h2>{spectrograms}
 <h2>Data</h2><p>{read}</p>{splits}{skipped}
@@ -120,6 +126,7 @@ def write_report(
         **_score_places(metrics, genres),
         **_source_places(config, metrics, data),
         **_picture_places(drawn),
+        kept=_KEPT[config.get("keep", "loss")],
         calibration=_calibration(metrics),
         mistakes=_mistakes(track_predictions(predictions), genres, names or {}),
         **_data_places(data),
@@ -229,6 +236,7 @@ def _settings(config: Mapping, data: Mapping) -> list[tuple[str, str, str]]:
         ("Augmentation", "white noise, time stretching", augmentation or "none"),
         ("Optimiser", "Adam", f"AdamW, {schedule} learning rate"),
         ("Recipe", recipe(*theirs, published.NUM_EPOCHS), recipe(*own)),
+        ("Epoch kept", _KEPT["loss"], _KEPT[config.get("keep", "loss")]),
         ("First weights", "not stated", config.get("init_from") or "random"),
     ]
 

@@ -1,7 +1,7 @@
 """Checkpoints of a run: the only place that knows orbax.
 
 checkpoints/last/   the newest whole training states, by step, to resume from
-checkpoints/best/   the variables with the lowest validation loss, by epoch, to predict with
+checkpoints/best/   the variables of the epoch that config.keep says, by epoch, to predict with
 
 Of each kind the last two are kept: one that a crash has torn, or in which a bit has changed, is
 passed over for the one before it. So is one that belongs to another run.

@@ -19,6 +19,7 @@ from mgc_jax.results import files
 from mgc_jax.training.augment import Augmenter
 from mgc_jax.training.network import Network, with_defaults
 from mgc_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from mgc_jax.training.progress import KEEP
 from mgc_jax.training.public_weights import PUBLIC_WEIGHTS
 
 # What may change between two starts of a run.
@@ -34,6 +35,8 @@ def check_config(config: ConfigDict) -> None:
         meant = {"bf16": "use bfloat16", "fp16": "use float16", "fp32": "use float32"}
         said = meant.get(config.dtype) or choices(config.dtype, _DTYPES)
         raise InputError(f"config.dtype={config.dtype!r}: {said}")
+    if config.keep not in KEEP:
+        raise InputError(f"config.keep={config.keep!r}: {choices(config.keep, KEEP)}")
     start = config.init_from
     if start and start not in PUBLIC_WEIGHTS and not os.path.exists(start):
         raise InputError(

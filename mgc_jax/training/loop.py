@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from mgc_jax import console, parallel, signals
 from mgc_jax.errors import InputError, Interrupted
@@ -27,6 +26,7 @@ from mgc_jax.training.evaluate import predict_split
 from mgc_jax.training.network import Network
 from mgc_jax.training.optimizer import learning_rate_schedule, learning_rates
 from mgc_jax.training.pretrained import load_weights
+from mgc_jax.training.progress import Progress, is_finished
 from mgc_jax.training.public_weights import find_weights
 from mgc_jax.training.run_log import ProgressLine, RunLog, announce_epoch
 from mgc_jax.training.step import (
@@ -45,38 +45,6 @@ _METRICS = ("loss", "top1", "grad_norm")
 _GO_ON, _SAVE, _STOP = range(3)
 
 
-@dataclasses.dataclass
-class Progress:
-    """Where a run is: what is saved beside the state, as JSON, so that its logs go on exactly.
-
-    Attributes:
-        step: steps done.
-        epoch: epochs done, with their validation.
-        best_epoch, best_loss: of the lowest validation loss.
-        skipped: steps passed over because they were not finite.
-        loss, top1, counted, seconds: sums over the epoch under way, and the steps in them.
-        data: hash of the data trained on (see `ClipDataset.fingerprint`); empty in older runs.
-    """
-
-    step: int = 0
-    epoch: int = 0
-    best_epoch: int = 0
-    best_loss: float = float("inf")
-    skipped: int = 0
-    loss: float = 0.0
-    top1: float = 0.0
-    counted: int = 0
-    seconds: float = 0.0
-    data: str = ""
-
-
-def is_finished(config: ConfigDict, progress: Progress) -> bool:
-    """Whether a run has all its epochs, or stopped improving."""
-    waited = progress.epoch - progress.best_epoch
-    patience = config.early_stopping_epochs
-    return progress.epoch >= config.num_epochs or 0 < patience <= waited
-
-
 def load_progress(workdir: Path) -> Progress:
     """Where the run of a workdir is, as process 0 sees it."""
     found = None
@@ -90,7 +58,7 @@ def train(network: Network, workdir: Path, dataset: "ClipDataset") -> Progress:
     """Trains or goes on training, up to `config.num_epochs`.
 
     `checkpoints/last` is what a restart goes on from, saved every `checkpoint_every_minutes` and
-    after each epoch; `checkpoints/best` is the epoch with the lowest validation loss.
+    after each epoch; `checkpoints/best` is the epoch that `config.keep` says.
 
     Args:
         network: to train, as its config says.
@@ -318,9 +286,8 @@ class _Training:
         predictions = predict_split(predict, variables, validation, config.batch_size)
         held_out = classification_metrics(predictions, self.dataset.genres)
         held_out = {name: held_out[name] for name in ("loss", "top1", "f1", "f1_macro")}
-        improved = held_out["loss"] < progress.best_loss
+        improved = progress.validated(epoch, held_out, config.keep)
         if improved:
-            progress.best_epoch, progress.best_loss = epoch, held_out["loss"]
             self.checkpoints.save_best(variables, {"epoch": epoch, "loss": held_out["loss"]})
         held_out["seconds"] = time.perf_counter() - start
         self.log.write("validation", epoch, step, **held_out)

@@ -194,7 +194,7 @@ class _LogLines:
 def announce_epoch(
     epoch: int, epochs: int, scores: Mapping[str, Any], held_out: Mapping[str, Any], improved: bool
 ) -> None:
-    """One line for people; a star marks the best validation loss so far."""
+    """One line for people; a star marks the one kept as best so far."""
     console.log.info(
         "epoch %*d/%d  train loss %.3f top-1 %.3f  validation loss %.3f top-1 %.3f %s  %.0f clips/s"
         "  %s left",

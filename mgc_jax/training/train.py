@@ -14,6 +14,7 @@ from mgc_jax.training.checkpoints import has_best
 from mgc_jax.training.claim import check_config, check_workdir, claim_workdir, locked
 from mgc_jax.training.evaluate import calibrate, evaluate_best
 from mgc_jax.training.network import Network
+from mgc_jax.training.progress import is_finished
 from mgc_jax.training.reporting import report_run, summarise
 from mgc_jax.training.run_log import write_images
 
@@ -54,7 +55,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, *, training: bool, com
         progress = loop.load_progress(workdir)
         # A finished run may have lost its training state: it is finished all the same.
         lost = progress.epoch == 0 and parallel.share_text(str(has_best(workdir))) == "True"
-        if reported and (lost or loop.is_finished(config, progress)):
+        if reported and (lost or is_finished(config, progress)):
             epochs = config.num_epochs if lost else progress.epoch
             console.log.info(
                 "this run is complete: %d epochs; --mode=eval evaluates it again", epochs
