@@ -20,6 +20,12 @@ def get_config() -> ConfigDict:
     # Length of a clip, in s.
     config.audio.clip_seconds = 10.0
 
+    # Length of the stretch of a clip that the network sees, in s: a random one in each step; 0: the
+    # whole clip. For stretches of whole tracks, store clips that are as long.
+    config.crop_seconds = 0.0
+    # How many of them, from the clip's start to its end, are averaged in evaluation and prediction.
+    config.windows = 5
+
     config.mel = ConfigDict()
     # Window of a frame, in samples.
     config.mel.n_fft = 2048

@@ -20,6 +20,7 @@ from mgc_jax import console, process
 from mgc_jax.errors import InputError
 from mgc_jax.files import write_bytes, write_text
 from mgc_jax.predictor import DEMO_NOTICE
+from mgc_jax.training.crops import windows
 from mgc_jax.training.network import load_run
 
 
@@ -34,11 +35,15 @@ def export_run(workdir: str | os.PathLike, out: Path, onnx: bool = False) -> Non
     if onnx:
         _import_jax2onnx()  # fails before anything is written
     network, variables, _, temperature = load_run(workdir)
-    audio = network.features[0].audio
+    audio = network.stored[0].audio
 
     def probabilities(clips):
-        inputs = [f.network_input(f.encode_on_device(clips)) for f in network.features]
-        logits = network.module.apply(variables, *inputs, train=False)
+        stored = {f.name: f.encode_on_device(clips) for f in network.stored}
+        if network.config.crop_seconds:
+            stored = windows(stored, network)
+        logits = network.module.apply(variables, *network.inputs(stored).values(), train=False)
+        if network.config.crop_seconds:  # log-probabilities, but for what softmax takes away
+            logits = logits.reshape(-1, network.config.windows, logits.shape[-1]).mean(axis=1)
         return jax.nn.softmax(logits / temperature)
 
     # The log-mel is float64, which leaves the least to rounding on any platform.

@@ -163,9 +163,9 @@ class Predictor:
         self.notice = DEMO_NOTICE if network.config.dataset == "demo" else notice
         self._network = network
         self._temperature = run.temperature
-        self._audio = network.features[0].audio
+        self._audio = network.stored[0].audio
         # What a spectrogram is drawn of: the network's own picture, where it sees one.
-        mels = [feature for feature in network.features if isinstance(feature, Mel)]
+        mels = [feature for feature in network.stored if isinstance(feature, Mel)]
         self._mel = mels[0] if mels else Mel.from_config(network.config)
         self._variables = parallel.replicate(run.variables)
         self._predict_step = compile_predict_step(network)
@@ -282,7 +282,7 @@ class Predictor:
         if picture:
             clips = picture.follow(clips)
         # In float64, so that an exported network gives the same numbers.
-        return _Track(name, encode_clips(clips, self._network.features, np.float64), picture)
+        return _Track(name, encode_clips(clips, self._network.stored, np.float64), picture)
 
     def _run_network(
         self, step: Callable, clips: Iterator[tuple[_Track, Clip]]

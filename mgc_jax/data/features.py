@@ -92,6 +92,12 @@ class Feature(abc.ABC):
         values.pop("audio")
         return values
 
+    def lasting(self, seconds: float) -> "Feature":
+        """The same feature of a stretch of a clip, so many seconds long."""
+        return dataclasses.replace(
+            self, audio=dataclasses.replace(self.audio, clip_seconds=seconds)
+        )
+
     @property
     @abc.abstractmethod
     def shape(self) -> tuple[int, ...]:
@@ -205,6 +211,11 @@ class Mel(Feature):
     @property
     def shape(self) -> tuple[int, ...]:
         return (self.frames, self.n_mels)
+
+    def lasting(self, seconds: float) -> "Mel":
+        audio = dataclasses.replace(self.audio, clip_seconds=seconds)
+        frames = audio.clip_samples // self.hop_length
+        return dataclasses.replace(self, audio=audio, frames=frames)
 
     @property
     def limits(self) -> tuple[float, float]:

@@ -217,6 +217,8 @@ def _settings(config: Mapping, data: Mapping) -> list[tuple[str, str, str]]:
     splits = {name: split["tracks"] for name, split in data["splits"].items()}
     shares = "/".join(f"{100 * n / max(sum(splits.values()), 1):.0f}" for n in splits.values())
     seconds = config["audio"]["clip_seconds"]
+    crop = config.get("crop_seconds")
+    part = f"{crop:g} s of " if crop else ""
     recipe = "learning rate {}, weight decay {}, batch {}, {} epochs".format
     own = (config[key] for key in ("learning_rate", "weight_decay", "batch_size", "num_epochs"))
     theirs = (published.LEARNING_RATE, published.WEIGHT_DECAY, source.batch_size)
@@ -231,7 +233,7 @@ def _settings(config: Mapping, data: Mapping) -> list[tuple[str, str, str]]:
         (
             "Input",
             " and ".join(source.inputs),
-            f"{' and '.join(data['inputs'])}, clips of {seconds:g} s",
+            f"{' and '.join(data['inputs'])}, {part}clips of {seconds:g} s",
         ),
         ("Augmentation", "white noise, time stretching", augmentation or "none"),
         ("Optimiser", "Adam", f"AdamW, {schedule} learning rate"),

@@ -71,7 +71,8 @@ class Augmenter:
         self._mels = [feature for feature in features if isinstance(feature, Mel)]
         # Shifts are whole frames of a log-mel, and a waveform is stretched in its windows, be it
         # that the network sees the waveform alone.
-        self._frame = self._mels[0] if self._mels else Mel.from_config(config)
+        frame = Mel.from_config(config).lasting(self._audio.clip_seconds)
+        self._frame = self._mels[0] if self._mels else frame
         _check(config.augment, self._mels, self._frame)
 
     def noise(self) -> dict[str, np.ndarray]:

@@ -29,7 +29,8 @@ class Network:
         config: as in `configs/default.py`.
         genres: names in label order.
         module: the Flax module, its batch norm tied over all replicas.
-        features: the stored features that it reads, in the order of the module's `inputs`.
+        stored: the features of records that it reads, in the order of the module's `inputs`.
+        features: the same, as long as it sees them: see `config.crop_seconds`.
         tagging: whether `genres` are tags, each of which is true or not by itself, as those of
             public weights are; such a network is never trained here.
     """
@@ -37,6 +38,7 @@ class Network:
     config: ConfigDict
     genres: tuple[str, ...]
     module: nn.Module
+    stored: tuple[Feature, ...]
     features: tuple[Feature, ...]
     tagging: bool = False
 
@@ -56,13 +58,15 @@ class Network:
             axis_name=parallel.AXIS,
             **config.model_overrides,
         )
-        return cls(config, tuple(genres), module, make_features(module.inputs, config), tagging)
+        stored = make_features(module.inputs, config)
+        return cls(config, tuple(genres), module, stored, _seen(stored, config), tagging)
 
     def inputs(self, stored: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """What the network sees of stored clips.
 
         Args:
-            stored: the features, `[batch, *shape]` as stored, among others.
+            stored: the features, `[batch, *shape]` as stored, among others; stretches of them if
+                it sees such.
 
         Returns:
             The features alone, `[batch, *shape] float32`, in the order of the module's arguments.
@@ -86,6 +90,28 @@ class Network:
     def parameters(self) -> int:
         """Number of trainable parameters."""
         return count_parameters(self.shapes)
+
+
+def _seen(stored: Sequence[Feature], config: ConfigDict) -> tuple[Feature, ...]:
+    """Features of records, as long as a network sees them; raises InputError where none fits."""
+    if not config.crop_seconds:
+        return tuple(stored)
+    clip_seconds = stored[0].audio.clip_seconds
+    if not 0 < config.crop_seconds <= clip_seconds:
+        raise InputError(
+            f"config.crop_seconds={config.crop_seconds:g} is not between 0 and "
+            f"config.audio.clip_seconds={clip_seconds:g}"
+        )
+    if config.windows < 1:
+        raise InputError(f"config.windows={config.windows}: at least 1")
+    seen = tuple(feature.lasting(config.crop_seconds) for feature in stored)
+    for whole, part in zip(stored, seen, strict=True):
+        if not 0 < part.shape[0] <= whole.shape[0]:
+            raise InputError(
+                f"config.crop_seconds={config.crop_seconds:g} are {part.shape[0]} frames, but "
+                f"config.{whole.name}.frames={whole.shape[0]} are stored of a clip: store more"
+            )
+    return seen
 
 
 class TrainedRun(NamedTuple):

@@ -103,7 +103,8 @@ def _examples(
     feature = network.features[0]
     test = dataset.splits["test"]
     labels, rows = np.unique(test.labels["label"], return_index=True)
-    inputs = feature.network_input(test.gather(rows)[feature.name])
+    stored = test.gather(rows)[feature.name]
+    inputs = feature.network_input(stored[:, : feature.shape[0]])
     tracks = [track_names.get(i, f"track {i}") for i in test.labels["track_id"][rows].tolist()]
     names = [dataset.genres[label] for label in labels]
     titles = [f"{name} ({track})" for name, track in zip(names, tracks, strict=True)]

@@ -113,7 +113,7 @@ def seconds_a_step(network: Network) -> float:
     size = network.config.batch_size // jax.process_count()
     rng = np.random.default_rng(0)
     batch = {"label": rng.integers(len(network.genres), size=size, dtype=np.int32)}
-    for feature in network.features:
+    for feature in network.stored:
         limits = np.iinfo(feature.dtype)
         shape = (size, *feature.shape)
         batch[feature.name] = rng.integers(limits.min, limits.max, shape, dtype=feature.dtype)

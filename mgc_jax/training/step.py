@@ -18,6 +18,7 @@ from mgc_jax import parallel
 from mgc_jax.models.cpu_forms import on_cpu
 from mgc_jax.models.musicnn import cut_patches
 from mgc_jax.training.augment import soft_labels
+from mgc_jax.training.crops import random_stretches, windows
 from mgc_jax.training.network import Network
 from mgc_jax.training.optimizer import learning_rate_schedule, make_optimizer
 
@@ -67,7 +68,7 @@ def train_step(
     Args:
         state: equal on all replicas.
         batch: stored features and `label` `[batch] int32`.
-        network: of its config the keys `seed`, `label_smoothing`, `average_decay`,
+        network: of its config the keys `seed`, `crop_seconds`, `label_smoothing`, `average_decay`,
             `skip_nonfinite` and `optimizer.accumulate` count.
         augment: changes the batch first, given the step: an `Augmenter` with its noise.
         class_weights: of each clip's loss, by its class: `[classes] float32`.
@@ -79,6 +80,8 @@ def train_step(
     config = network.config
     parts = config.optimizer.accumulate
     step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    if config.crop_seconds:
+        batch = random_stretches(batch, state.step, network)
     batch = {**network.inputs(batch), "label": batch["label"]}
     if augment:
         batch = augment(batch, state.step)
@@ -160,7 +163,9 @@ def predict_step(variables: Mapping, batch: Mapping[str, jax.Array], network: Ne
         inputs = network.inputs(stored).values()
         return jax.nn.log_softmax(network.module.apply(variables, *inputs, train=False))
 
-    return over_clips(log_probs, batch, network)
+    found = over_clips(log_probs, batch, network)
+    # Means over windows do not sum to one.
+    return jax.nn.log_softmax(found) if network.config.crop_seconds else found
 
 
 def tag_step(variables: Mapping, batch: Mapping[str, jax.Array], network: Network) -> jax.Array:
@@ -181,12 +186,16 @@ def tag_step(variables: Mapping, batch: Mapping[str, jax.Array], network: Networ
 def over_clips(function: Callable, batch: Mapping[str, jax.Array], network: Network) -> jax.Array:
     """A function's results for the whole batch, on every replica: `[batch, width]`.
 
+    Of networks that see stretches of clips, the means over a clip's windows.
+
     Args:
         function: from stored features `[clips, ...]` to `[clips, width]`.
         batch: one replica's part of the stored features.
         network: says which features it reads, and how many clips a CPU takes at once.
     """
     stored = {name: batch[name] for name in network.module.inputs}
+    if network.config.crop_seconds:
+        stored = windows(stored, network)
     (size,) = {len(array) for array in stored.values()}
     clips_at_once = network.module.clips_at_once
     at_once = math.gcd(size, clips_at_once) if clips_at_once and on_cpu() else size
@@ -195,6 +204,8 @@ def over_clips(function: Callable, batch: Mapping[str, jax.Array], network: Netw
         outputs = jax.lax.map(function, parts).reshape(size, -1)
     else:
         outputs = function(stored)
+    if network.config.crop_seconds:
+        outputs = outputs.reshape(-1, network.config.windows, outputs.shape[-1]).mean(axis=1)
     return jax.lax.all_gather(outputs, parallel.AXIS, tiled=True)
 
 
