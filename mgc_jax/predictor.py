@@ -108,6 +108,16 @@ class Prediction:
         """
         return None if self.tagging else next(iter(self.ranking), None)
 
+    def _repr_png_(self) -> bytes | None:
+        """What a notebook shows: the timeline's picture, where there is a spectrogram."""
+        if self.spectrogram is None:
+            return None
+        # Here, as matplotlib would delay every start.
+        from mgc_jax.results.page import png
+        from mgc_jax.timeline import plot_timeline
+
+        return png(plot_timeline(self))
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Embedding:

@@ -152,3 +152,16 @@ def test_every_module_can_be_documented(clone):
     )
     done = run(sys.executable, "-c", code, cwd=clone)
     assert done.returncode == 0, done.stderr
+
+
+def test_dockerfile_copies_what_there_is():
+    """What its set-up needs is there, and not left out of the image."""
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    copied = [line.split()[1:-1] for line in lines if line.startswith("COPY")]
+    left_out = set((ROOT / ".dockerignore").read_text().splitlines())
+    first, everything = copied[0] + copied[1], copied[2]
+    assert everything == ["."] and "launch.sh" in first
+    for name in [*first, "configs"]:
+        assert (ROOT / name).exists(), name
+        assert not left_out & {name, name.partition("/")[0]}, name
+    assert {".git", ".venv", "tfrecords", "runs"} <= left_out
