@@ -35,8 +35,11 @@ def get_config() -> ConfigDict:
     config.mel.n_mels = 513
     # Frames kept of each clip.
     config.mel.frames = 128
-    # Range of the log-mel, in dB.
+    # Range of the log-mel, in dB; of absolute levels, music needs some 100.
     config.mel.top_db = 80.0
+    # What 0 dB is: each clip's own maximum (max), or 50 dB of absolute power (fixed), and then the
+    # network sees each band less its mean, by its deviation, over the training split.
+    config.mel.reference = "max"
 
     config.mel96 = ConfigDict()
     # Window of a frame of musicnn's log-mel, in samples.
@@ -76,7 +79,8 @@ def get_config() -> ConfigDict:
     config.augment.stretch_probability = 0.0
     # Fastest rate drawn; its inverse is the slowest. A clip that ends early starts again.
     config.augment.stretch_max_rate = 1.25
-    # Largest gain and attenuation, in dB; of waveforms, as a log-mel is relative to its maximum.
+    # Largest gain and attenuation, in dB; of waveforms, and of log-mels whose levels are
+    # fixed: others are relative to their maximum.
     config.augment.gain_db = 0.0
     # Largest shift in time to either side, in s, in whole mel frames; what leaves one end comes in
     # at the other.

@@ -48,7 +48,7 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     VERSION = tfds.core.Version(data.VERSION)
     BUILDER_CONFIGS = [
-        tfds.core.BuilderConfig(name=folder_name(names))
+        tfds.core.BuilderConfig(name=folder_name(names, {}))
         for size in range(1, len(FEATURES) + 1)
         for names in itertools.combinations(FEATURES, size)
     ]
@@ -76,7 +76,8 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self._examples_of = functools.partial(_examples_of, clips_of=clips_of)
         self._max_skipped = max_skipped
         self._facts = facts
-        name = folder_name([feature.name for feature in clip_features])
+        names = [feature.name for feature in clip_features]
+        name = folder_name(names, settings_of(clip_features))
         config = self.builder_configs.get(name) or tfds.core.BuilderConfig(name=name)
         super().__init__(config=config, **kwargs)
 

@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import scipy.fft
@@ -26,6 +26,12 @@ from mgc_jax.errors import InputError, choices
 # power_to_db's floor: silence is 1e-10, so that a silent clip is 0 dB below its own maximum
 # everywhere, as in librosa.
 MIN_POWER = 1e-10
+# The power that is 0 dB where levels are fixed: a tone at full scale has 47 dB in the bands of the
+# default, the loudest frame of a piece of music 20 to 41.
+FULL_SCALE = 1e5
+REFERENCES = ("max", "fixed")
+# Of a log-mel's settings, those that older records and configs lack: they were made so.
+ADDED = {"reference": "max"}
 # What the powers of `Mel96` are multiplied by: a part of its definition, as its paper has it.
 _MEL96_GAIN = 10_000
 
@@ -56,9 +62,17 @@ class AudioSettings:
         return round(self.clip_seconds * self.sample_rate)
 
 
+class Levels(NamedTuple):
+    """Mean and deviation of each band of a log-mel in [-1, 1]: `[mels] float32`."""
+
+    mean: np.ndarray
+    deviation: np.ndarray
+
+
 @dataclasses.dataclass(frozen=True)
 class Feature(abc.ABC):
-    """What every stored feature has; its fields besides `audio` are its part of the config.
+    """What every stored feature has; its fields, but `audio` and those that are not compared, are
+    its part of the config.
 
     Attributes:
         name: of the feature, in records, folder names and configs; without an underscore, which
@@ -81,16 +95,15 @@ class Feature(abc.ABC):
         Raises:
             InputError: a setting is missing, unknown or impossible.
         """
-        names = [f.name for f in dataclasses.fields(cls) if f.name != "audio"]
-        given = _pick(cls.name, config.get(cls.name, {}), names) if names else {}
+        names = _setting_names(cls)
+        added = {name: ADDED[name] for name in names if name in ADDED}
+        given = _pick(cls.name, {**added, **config.get(cls.name, {})}, names) if names else {}
         return cls(AudioSettings.from_config(config), **given)
 
     @property
     def settings(self) -> dict[str, Any]:
         """Its own settings, by name."""
-        values = dataclasses.asdict(self)
-        values.pop("audio")
-        return values
+        return {name: getattr(self, name) for name in _setting_names(type(self))}
 
     def lasting(self, seconds: float) -> "Feature":
         """The same feature of a stretch of a clip, so many seconds long."""
@@ -175,10 +188,11 @@ class Waveform(Feature):
 
 @dataclasses.dataclass(frozen=True)
 class Mel(Feature):
-    """The log-mel spectrogram relative to the clip's own maximum, stored as uint8.
+    """The log-mel spectrogram, stored as uint8.
 
-    A network sees `[batch, frames, mels] float32` in [-1, 1], linear in dB. A mel of another
-    compression is a subclass with its own `name`, `limits`, `compress` and inverses.
+    A network sees `[batch, frames, mels] float32` in [-1, 1], linear in dB; with `levels`, each
+    band less its mean and by its deviation. A mel of another compression is a subclass with its own
+    `name`, `limits`, `compress` and inverses.
 
     Attributes:
         n_fft: window of a frame, in samples.
@@ -186,6 +200,8 @@ class Mel(Feature):
         n_mels: bands.
         frames: frames kept, counted from the start of the clip.
         top_db: range of the log-mel; it lies in [-top_db, 0] dB.
+        reference: what 0 dB is: the clip's own maximum (max), or `FULL_SCALE` (fixed).
+        levels: of the bands, where a network sees them standardised.
     """
 
     name = "mel"
@@ -197,9 +213,14 @@ class Mel(Feature):
     n_mels: int
     frames: int
     top_db: float
+    reference: str = "max"
+    levels: Levels | None = dataclasses.field(default=None, compare=False)
 
     def __post_init__(self):
         _check_positive(self.name, self)
+        if "reference" in self.settings and self.reference not in REFERENCES:
+            known = choices(self.reference, REFERENCES)
+            raise InputError(f"{self.name}.reference={self.reference!r}: {known}")
         available = 1 + self.audio.clip_samples // self.hop_length
         if self.frames > available:
             raise InputError(
@@ -225,17 +246,22 @@ class Mel(Feature):
     def compress(self, power, xp):
         """Powers in mel bands to what is stored of them, here dB.
 
-        As librosa's `power_to_db(ref=max, top_db=top_db)`.
+        As librosa's `power_to_db(ref=max, top_db=top_db)`; of fixed levels, with a `ref` of
+        `FULL_SCALE` and cut off at both ends.
 
         Args:
             power: `[..., frames, mels]`, not negative.
             xp: numpy, or jax.numpy.
 
         Returns:
-            The same shape, dB in [-top_db, 0], relative to the clip's own maximum.
+            The same shape, dB in [-top_db, 0].
         """
         power = xp.maximum(power, power.dtype.type(MIN_POWER))
-        db = 10 * xp.log10(power / power.max(axis=(-2, -1), keepdims=True))
+        if self.reference == "max":
+            db = 10 * xp.log10(power / power.max(axis=(-2, -1), keepdims=True))
+        else:
+            highest = power.dtype.type(FULL_SCALE)
+            db = 10 * xp.log10(xp.minimum(power, highest) / highest)
         return xp.maximum(db, power.dtype.type(-self.top_db))
 
     def log_mel(self, clip: np.ndarray, precision: type[np.floating] = np.float32) -> np.ndarray:
@@ -288,28 +314,33 @@ class Mel(Feature):
         return self._to_bytes(mel.astype(jnp.float32), jnp)
 
     def network_input(self, stored):
-        return stored.astype("float32") / 255 * 2 - 1
+        return self._standardise(stored.astype("float32") / 255 * 2 - 1)
 
     def decode(self, x):
         low, high = self.limits
+        if self.levels is not None:
+            x = x * self.levels.deviation + self.levels.mean
         return (x - 1) * ((high - low) / 2) + high
 
     def to_power(self, x):
-        """What a network sees, `[frames, mels]`, to power in JAX; 1 is the clip's maximum."""
+        """What a network sees, `[frames, mels]`, to power in JAX; 1 is what 0 dB is."""
         import jax.numpy as jnp
 
         return jnp.exp(self.decode(x) * (math.log(10) / 20)) ** 2
 
     def from_power(self, power):
-        """Undoes `to_power`, relative to the maximum: `[frames, mels]` as a network sees it."""
+        """Undoes `to_power`, relative to the maximum unless levels are fixed: `[frames, mels]` as a
+        network sees it."""
         import jax.numpy as jnp
 
         floor = 10 ** (-self.top_db / 10)
-        db = 10 * jnp.log10(jnp.maximum(power / power.max(), floor))
-        return db / (self.top_db / 2) + 1
+        power = power / power.max() if self.reference == "max" else jnp.minimum(power, 1)
+        db = 10 * jnp.log10(jnp.maximum(power, floor))
+        return self._standardise(db / (self.top_db / 2) + 1)
 
     def describe(self) -> str:
-        return f"log-mel of {self.frames} frames x {self.n_mels} bands"
+        about = f"log-mel of {self.frames} frames x {self.n_mels} bands"
+        return f"{about}, levels fixed, bands standardised" if self.levels else about
 
     def plot(self, axes, values: np.ndarray, seconds: float | None = None) -> None:
         """Draws `[frames, mels]` over seconds and Hz, on a mel scale."""
@@ -334,6 +365,11 @@ class Mel(Feature):
         )
         axes.set(xlabel="")
 
+    def _standardise(self, x):
+        if self.levels is None:
+            return x
+        return (x - self.levels.mean) / self.levels.deviation
+
     def _to_bytes(self, values, xp):
         low, high = self.limits
         return xp.round((values - low) * (255 / (high - low)))
@@ -352,6 +388,7 @@ class Mel96(Mel):
     """
 
     name = "mel96"
+    reference: ClassVar[str] = "power 1"
 
     @property
     def limits(self) -> tuple[float, float]:
@@ -393,14 +430,22 @@ def make_features(names: Sequence[str], config: Mapping) -> tuple[Feature, ...]:
     return tuple(FEATURES[name].from_config(config) for name in names)
 
 
-def folder_name(names: Sequence[str]) -> str:
-    """The folder of records that hold these features.
+def folder_name(names: Sequence[str], settings: Mapping) -> str:
+    """The folder of records that hold these features; log-mels of fixed levels have one of their
+    own.
+
+    Args:
+        names: of the features.
+        settings: by the features' names, as in a config or of `settings_of`.
 
     Examples:
-        >>> folder_name(["mel", "waveform"])
+        >>> folder_name(["mel", "waveform"], {})
         'mel_waveform'
+        >>> folder_name(["mel", "waveform"], {"mel": {"reference": "fixed"}})
+        'melfixed_waveform'
     """
-    return "_".join(names)
+    fixed = {name for name in names if settings.get(name, {}).get("reference") == "fixed"}
+    return "_".join(f"{name}fixed" if name in fixed else name for name in names)
 
 
 def settings_of(features: Sequence[Feature]) -> dict[str, dict[str, Any]]:
@@ -418,6 +463,11 @@ def _window_and_filters(
     return hann(mel.n_fft, precision), scipy.sparse.csr_array(filters)
 
 
+def _setting_names(feature: type[Feature]) -> list[str]:
+    """The fields of a feature that are its part of a config."""
+    return [f.name for f in dataclasses.fields(feature) if f.name != "audio" and f.compare]
+
+
 def _pick(part: str, given: Mapping, names: Sequence[str]) -> dict[str, Any]:
     """The settings of these names; raises InputError if they are not exactly those given."""
     given = dict(given)
@@ -431,7 +481,7 @@ def _check_positive(part: str, settings: Any) -> None:
     """Raises InputError for a setting that is no number above 0."""
     for field in dataclasses.fields(settings):
         value = getattr(settings, field.name)
-        if field.name != "audio" and not (
+        if field.type in (int, float) and not (
             isinstance(value, int | float) and 0 < value < float("inf")
         ):
             raise InputError(f"{part}.{field.name}={value!r}: need a number above 0")

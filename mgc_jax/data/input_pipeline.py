@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 from mgc_jax import console, parallel, process
 from mgc_jax.data import shards
 from mgc_jax.data.buffers import CACHED, BufferPool, aligned
-from mgc_jax.data.features import make_features, settings_of
+from mgc_jax.data.features import ADDED, make_features, settings_of
 from mgc_jax.errors import InputError
 
 # What tf.data goes ahead by, in bytes of batches: a hand-over takes as long as copying 10 MB, and
@@ -337,10 +337,10 @@ def open_dataset(config: ConfigDict, feature_names: Sequence[str]) -> ClipDatase
 def _check_settings(path: Path, stored: Mapping, wanted: Mapping) -> None:
     """Raises InputError where records were not made with the settings of the features to read."""
     differences = [
-        f"{part}.{name} is {stored.get(part, {}).get(name)} there, {value} in the config"
+        f"{part}.{name} is {(ADDED | stored.get(part, {})).get(name)} there, {value} in the config"
         for part, settings in wanted.items()
         for name, value in settings.items()
-        if stored.get(part, {}).get(name) != value
+        if (ADDED | stored.get(part, {})).get(name) != value
     ]
     if differences:
         raise InputError(

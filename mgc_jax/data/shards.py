@@ -59,7 +59,7 @@ class Index(NamedTuple):
 def dataset_path(config: ConfigDict, feature_names: Sequence[str]) -> epath.Path:
     """Where a config's records of these features are, or would be."""
     name = config.name or config.dataset
-    return epath.Path(config.data_dir) / name / folder_name(feature_names) / VERSION
+    return epath.Path(config.data_dir) / name / folder_name(feature_names, config) / VERSION
 
 
 def has_records(config: ConfigDict, names: Sequence[str]) -> bool:

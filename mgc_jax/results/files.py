@@ -33,7 +33,7 @@ from mgc_jax.results.metrics import (
 )
 
 CONFIG, GENRES, DATA, LOG = "config.json", "genres.json", "data.json", "metrics.jsonl"
-CALIBRATION = "calibration.json"
+CALIBRATION, LEVELS = "calibration.json", "levels.json"
 REPORT, METRICS, PREDICTIONS = "report", "metrics.json", "predictions.csv"
 FACTS, PAGE = "run.json", "index.html"
 CARD = "README.md"
@@ -80,6 +80,18 @@ def read_data(workdir: str | os.PathLike) -> dict[str, str] | None:
     if not path.exists():
         return None
     return read_json(path, dict, [("hash",), ("summary",)], fix=_FIX_RUN)
+
+
+def write_levels(workdir: str | os.PathLike, levels: Mapping) -> None:
+    """Writes what the bands of a run's log-mels are standardised by, where they are."""
+    if levels:
+        write_text(Path(workdir, LEVELS), json.dumps(levels))
+
+
+def read_levels(workdir: str | os.PathLike) -> dict:
+    """What `write_levels` wrote; empty where there is no such file."""
+    path = Path(workdir, LEVELS)
+    return read_json(path, dict, fix=_FIX_RUN) if path.exists() else {}
 
 
 def write_calibration(workdir: str | os.PathLike, epoch: int, temperature: float) -> None:

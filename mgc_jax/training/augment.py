@@ -176,13 +176,15 @@ class Augmenter:
     ) -> jax.Array:
         """Applies a draw to `[frames, mels] float32` in [-1, 1].
 
-        A gain leaves no trace there, as the mel is relative to its own maximum.
+        A gain leaves no trace in a mel that is relative to its own maximum.
         """
         c = self._config
         if c.shift_seconds:
             x = jnp.roll(x, -draw.shift * self._frame.hop_length // mel.hop_length, axis=0)
         if c.stretch_probability:
             x = _if(draw.rate != 1, lambda x: stretch_mel(x, draw.rate, mel), x)
+        if c.gain_db and mel.reference == "fixed":
+            x = mel.from_power(mel.to_power(x) * draw.gain**2)
         if c.noise_probability:
             level = draw.noise_level
             x = _if(level > 0, lambda x: add_noise_to_mel(x, noise, level, mel), x)
@@ -221,7 +223,7 @@ def augmented_forms(
     if c.stretch_probability:
         for rate in (c.stretch_max_rate, 1 / c.stretch_max_rate):
             forms[f"time-stretched, rate {rate:.3g}"] = plain._replace(rate=rate)
-    if not isinstance(feature, Mel) and c.gain_db:
+    if c.gain_db and (not isinstance(feature, Mel) or feature.reference == "fixed"):
         forms[f"gain {c.gain_db:g} dB"] = plain._replace(gain=_from_db(c.gain_db))
     if isinstance(feature, Mel) and (c.time_masks or c.mel_masks):
         forms["masks"] = plain._replace(masked=draw.masked)

@@ -17,6 +17,7 @@ from mgc_jax.errors import InputError, choices
 from mgc_jax.files import take_lock
 from mgc_jax.results import files
 from mgc_jax.training.augment import Augmenter
+from mgc_jax.training.levels import as_json, is_fixed
 from mgc_jax.training.network import Network, with_defaults
 from mgc_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from mgc_jax.training.progress import KEEP
@@ -112,7 +113,7 @@ def locked(workdir: Path) -> Iterator[None]:
 
 
 def claim_workdir(workdir: Path, network: Network, data: Mapping[str, str]) -> None:
-    """Writes config, genres and data into a workdir; a run that is there must be of these data.
+    """Writes config, genres, levels and data into a workdir; its run must be of these data.
 
     Args:
         workdir: of the run.
@@ -145,6 +146,8 @@ def claim_workdir(workdir: Path, network: Network, data: Mapping[str, str]) -> N
     try:
         files.write_config(workdir, json.loads(network.config.to_json()))
         files.write_genres(workdir, network.genres)
+        fixed = {f.name: f.levels for f in network.features if is_fixed(f) and f.levels}
+        files.write_levels(workdir, as_json(fixed))
         files.write_data(workdir, {**data, "run": run})
     except OSError as error:
         raise InputError(f"cannot write to --workdir={workdir}: {error.strerror}") from None

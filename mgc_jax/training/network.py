@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,11 +15,20 @@ from ml_collections import ConfigDict
 
 from mgc_jax import parallel
 from mgc_jax.configs import default
-from mgc_jax.data.features import Feature, make_features
+from mgc_jax.data.features import Feature, Levels, make_features
 from mgc_jax.errors import InputError
 from mgc_jax.models import count_parameters, create_model
-from mgc_jax.results.files import CONFIG, GENRES, read_config, read_genres, read_temperature
+from mgc_jax.results.files import (
+    CONFIG,
+    GENRES,
+    LEVELS,
+    read_config,
+    read_genres,
+    read_levels,
+    read_temperature,
+)
 from mgc_jax.training.checkpoints import Checkpoints
+from mgc_jax.training.levels import from_json, is_fixed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +54,19 @@ class Network:
 
     @classmethod
     def from_config(
-        cls, config: ConfigDict, genres: Sequence[str], tagging: bool = False
+        cls,
+        config: ConfigDict,
+        genres: Sequence[str],
+        tagging: bool = False,
+        levels: Mapping[str, Levels] | None = None,
     ) -> "Network":
         """Makes the network of a config.
+
+        Args:
+            config: as in `configs/default.py`.
+            genres: names in label order.
+            tagging: whether they are tags.
+            levels: by a feature's name, what it is standardised by: see `training.levels`.
 
         Raises:
             InputError: the config asks for a network, a field or a feature that there is not.
@@ -59,7 +79,10 @@ class Network:
             **config.model_overrides,
         )
         stored = make_features(module.inputs, config)
-        return cls(config, tuple(genres), module, stored, _seen(stored, config), tagging)
+        seen = _seen(stored, config)
+        for name, found in (levels or {}).items():
+            seen = [replace(f, levels=found) if f.name == name else f for f in seen]
+        return cls(config, tuple(genres), module, stored, tuple(seen), tagging)
 
     def inputs(self, stored: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         """What the network sees of stored clips.
@@ -92,10 +115,10 @@ class Network:
         return count_parameters(self.shapes)
 
 
-def _seen(stored: Sequence[Feature], config: ConfigDict) -> tuple[Feature, ...]:
+def _seen(stored: Sequence[Feature], config: ConfigDict) -> list[Feature]:
     """Features of records, as long as a network sees them; raises InputError where none fits."""
     if not config.crop_seconds:
-        return tuple(stored)
+        return list(stored)
     clip_seconds = stored[0].audio.clip_seconds
     if not 0 < config.crop_seconds <= clip_seconds:
         raise InputError(
@@ -104,7 +127,7 @@ def _seen(stored: Sequence[Feature], config: ConfigDict) -> tuple[Feature, ...]:
         )
     if config.windows < 1:
         raise InputError(f"config.windows={config.windows}: at least 1")
-    seen = tuple(feature.lasting(config.crop_seconds) for feature in stored)
+    seen = [feature.lasting(config.crop_seconds) for feature in stored]
     for whole, part in zip(stored, seen, strict=True):
         if not 0 < part.shape[0] <= whole.shape[0]:
             raise InputError(
@@ -138,7 +161,11 @@ def load_run(workdir: str | os.PathLike) -> TrainedRun:
             raise InputError(f"{workdir} holds no trained run: there is no {part} in it")
     try:
         config = with_defaults(read_config(workdir))
-        network = Network.from_config(config, read_genres(workdir))
+        levels = from_json(read_levels(workdir))
+        network = Network.from_config(config, read_genres(workdir), levels=levels)
+        for feature in network.features:
+            if is_fixed(feature) and feature.name not in levels:
+                raise InputError(f"{workdir / LEVELS} is missing: copy it back from the run")
         with Checkpoints(workdir) as checkpoints:
             variables, score = checkpoints.restore_best(network.shapes)
     except InputError:

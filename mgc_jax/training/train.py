@@ -13,6 +13,7 @@ from mgc_jax.training import loop
 from mgc_jax.training.checkpoints import has_best
 from mgc_jax.training.claim import check_config, check_workdir, claim_workdir, locked
 from mgc_jax.training.evaluate import calibrate, evaluate_best
+from mgc_jax.training.levels import find_levels
 from mgc_jax.training.network import Network
 from mgc_jax.training.progress import is_finished
 from mgc_jax.training.reporting import report_run, summarise
@@ -38,7 +39,8 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, *, training: bool, com
     parallel.use_compilation_cache()
     _make_demo_if_missing(config, feature_names)
     dataset = open_dataset(config, feature_names)
-    network = Network.from_config(config, dataset.genres)
+    levels = find_levels(config, workdir, dataset)
+    network = Network.from_config(config, dataset.genres, levels=levels)
     reported = parallel.share_text(str(files.has_report(workdir))) == "True"
     if not training and reported and not os.access(workdir, os.W_OK):
         console.log.info("%s is read-only: these are the scores of its report", workdir)
