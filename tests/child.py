@@ -10,6 +10,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import re
 import runpy
 import socket
 import subprocess
@@ -84,6 +85,13 @@ def _run(command, cwd, environment, folder):
         # As Python does, but not multiprocessing: the first process of a job must not take its
         # meeting place away before the others have left it.
         atexit._run_exitfuncs()
+
+
+def assert_one_error(done: subprocess.CompletedProcess, says: str = "") -> None:
+    """A command ended with one line of what is wrong, after a line of what it was loading."""
+    said = [x for x in done.stderr.splitlines() if not re.match(r"[\d:]+ loading ", x)]
+    assert done.returncode == 1 and done.stdout == "", done
+    assert len(said) == 1 and said[0].startswith("error: ") and says in said[0], done.stderr
 
 
 def start(config, workdir, *, devices=1, process=0, processes=1, port=0):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from child import call
+from child import assert_one_error, call
 
 from mgc_jax.errors import InputError
 from mgc_jax.results import comparison, report
@@ -170,5 +170,4 @@ def test_bad_use_is_one_line(runs, tmp_path):
         ([*runs, "--output=page.pdf"], "should end in .html"),
     ]:
         done = call("compare", *arguments)
-        assert done.returncode == 1 and says in done.stderr
-        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+        assert_one_error(done, says)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from child import Python, call
+from child import Python, assert_one_error, call
 from conftest import write_audio
 
 import mgc_jax
@@ -300,5 +300,4 @@ def test_bad_use_is_one_line(index, workdir, music, tmp_path):
     ]
     for word, arguments, says in uses:
         done = call(word, *arguments)
-        assert done.returncode == 1 and says in done.stderr, (done.stderr, says)
-        assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+        assert_one_error(done, says)

@@ -8,7 +8,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from child import call
+from child import assert_one_error, call
 from conftest import write_audio
 
 import mgc_jax
@@ -110,8 +110,7 @@ np.save("{name}.npy", np.concatenate([call(clips), call(clips[:1])]))
 )
 def test_bad_use_is_one_line(arguments, says):
     done = call("export", *arguments)
-    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("error: ") and says in done.stderr
+    assert_one_error(done, says)
 
 
 def test_onnxruntime_gives_the_same_numbers(workdir, clips, tmp_path):

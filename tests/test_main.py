@@ -13,7 +13,7 @@ from pathlib import Path
 import child
 import numpy as np
 import pytest
-from child import ROOT, call
+from child import ROOT, assert_one_error, call
 from sklearn import metrics as sk
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -201,17 +201,13 @@ def test_eval_mode_writes_the_same_report(finished):
 def test_bad_use_of_main_is_one_line(finished, wrong, says):
     _, flags, _ = finished
     done = call("main", *flags, wrong)
-    assert done.returncode == 1
-    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert done.stderr.startswith("error: ") and says in done.stderr
+    assert_one_error(done, says)
 
 
 def test_unwritable_workdir_is_one_line(prepared, tmp_path):
     (tmp_path / "file").write_text("in the way")  # root may write into any folder, but not here
     done = call("main", *flags_of(prepared, tmp_path / "file" / "run"))
-    assert done.returncode == 1
-    assert done.stderr.startswith("error: cannot write to --workdir=")
-    assert len(done.stderr.strip().splitlines()) == 1
+    assert_one_error(done, "error: cannot write to --workdir=")
 
 
 def test_predict_table(finished, corpus):
@@ -271,9 +267,7 @@ def test_predict_bad_use(finished, tmp_path):
         (("x.mp3",), "--workdir=... is missing"),
     ]:
         done = call("predict", *arguments)
-        assert done.returncode == 1 and done.stdout == ""
-        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-        assert done.stderr.startswith("error: ") and says in done.stderr
+        assert_one_error(done, says)
 
 
 @pytest.mark.parametrize("module", ["main", "prepare", "predict", "app", "export"])

@@ -17,7 +17,7 @@ import librosa
 import numpy as np
 import pytest
 import soundfile
-from child import ROOT, call
+from child import ROOT, assert_one_error, call
 from conftest import write_audio
 
 import mgc_jax
@@ -322,8 +322,7 @@ def test_table_with_timeline_and_a_bar_on_a_terminal(workdir, music):
 )
 def test_bad_use_is_one_line(workdir, arguments, says):
     done = call("predict", f"--workdir={workdir}", *arguments)
-    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("error: ") and says in done.stderr
+    assert_one_error(done, says)
 
 
 @pytest.fixture
