@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from mgc_jax.predictor import Predictor
 
 
-def load(workdir, batch_size: int = 8) -> "Predictor":
+def load(workdir, batch_size: int = 8, unknown: float | None = None) -> "Predictor":
     """Loads a trained run: `mgc_jax.predictor.load`, imported only when it is called."""
     from mgc_jax import predictor
 
-    return predictor.load(workdir, batch_size)
+    return predictor.load(workdir, batch_size, unknown)

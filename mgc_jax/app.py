@@ -28,6 +28,7 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Defines this command's flags."""
     cli.define_network("predicts")
+    cli.define_unknown()
     flags.DEFINE_string("host", "127.0.0.1", "Address to listen at; 0.0.0.0 is all.")
     flags.DEFINE_integer("port", 7860, "Port to listen at.", lower_bound=1, upper_bound=65535)
 
@@ -44,7 +45,9 @@ def main(argv: list[str]) -> None:
         raise InputError("gradio is not installed: pip install -e '.[app]'") from None
     import mgc_jax
 
-    page = build_page(mgc_jax.load(name), os.path.basename(os.path.abspath(name)))
+    page = build_page(
+        mgc_jax.load(name, unknown=FLAGS.unknown), os.path.basename(os.path.abspath(name))
+    )
     # The default theme's fonts come from elsewhere.
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     try:
@@ -87,6 +90,7 @@ def build_page(predictor: "Predictor", title: str) -> "gradio.Blocks":
 
 
 def _show(results: list["Prediction"]) -> None:
+    """Draws a part of the page for each file."""
     import gradio as gr
 
     from mgc_jax.timeline import plot_timeline
@@ -97,6 +101,8 @@ def _show(results: list["Prediction"]) -> None:
             gr.Markdown(f"### {name}\nThis file could not be used: {result.error}")
             continue
         gr.Markdown(f"### {name}")
+        if result.unknown:
+            gr.Markdown("**Unknown**: it is like no genre that the network was trained on.")
         with gr.Row():
             label = "Tags" if result.tagging else "Genres"
             gr.Label(result.ranking, num_top_classes=10, label=label, scale=1)

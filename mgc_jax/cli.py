@@ -40,7 +40,8 @@ COMMANDS = {
 # of the others.
 RESUME = 75  # EX_TEMPFAIL of sysexits.h
 STOPPED = 130  # as a shell says of what Ctrl-C ended
-_GO_ON = {"prepare", "train", "embed"}
+_GO_ON = {"prepare", "train", "embed"}  # and predict with this flag:
+_OUTPUT = re.compile("--?output\\b")
 _CONFIGS = Path(__file__).parent / "configs"
 _HELP = ("-h", "-help", "--help", "--helpshort")
 flags.disclaim_key_flags()  # --config belongs to the command that asks for it, and to its --help
@@ -82,6 +83,28 @@ def define_network(use: str) -> None:
     )
 
 
+def define_shard() -> None:
+    """The flag `--shard`, which `library.find_songs` takes."""
+    flags.DEFINE_string(
+        "shard",
+        None,
+        "3/8: the third of eight shares of the files, by a hash of each path as it is named: the "
+        "same command with 1/8 to 8/8 on eight machines does them all.",
+    )
+
+
+def define_unknown() -> None:
+    """The flag `--unknown`, which `mgc_jax.load` takes."""
+    flags.DEFINE_float(
+        "unknown",
+        None,
+        "Say unknown of music that is like none of the training's, by its distance from all "
+        "genres; this share of the validation tracks (0.05) is wrongly called so.",
+        lower_bound=0,
+        upper_bound=0.999,
+    )
+
+
 def named_network() -> str:
     """The folder or the name that `mgc_jax.load` takes; raises InputError for none or two."""
     workdir, pretrained = flags.FLAGS.workdir, flags.FLAGS.pretrained
@@ -109,7 +132,8 @@ def run(word: str) -> None:
     if any(argument in _HELP for argument in sys.argv[1:]):
         sys.stdout.write(f"{module.__doc__}\n{flags.FLAGS.module_help(module.__name__)}\n")
         sys.exit(0)
-    run_main(module.main, RESUME if word in _GO_ON else STOPPED)
+    goes_on = word in _GO_ON or any(map(_OUTPUT.match, sys.argv)) and word == "predict"
+    run_main(module.main, RESUME if goes_on else STOPPED)
 
 
 def run_main(main: Callable[[list[str]], None], stopped: int = STOPPED) -> None:

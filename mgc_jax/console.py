@@ -21,6 +21,11 @@ def shown(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def report_bad(path: str, error: str) -> None:
+    """A line on stderr for a file that cannot be used."""
+    print(f"error: {shown(path)}: {error}", file=sys.stderr)
+
+
 class _Bar(tqdm):
     """Where something is counted, a request to stop is obeyed."""
 
@@ -29,10 +34,13 @@ class _Bar(tqdm):
         return super().update(n)
 
 
-def progress_bar(*, total: int, description: str, unit: str, leave: bool = True) -> tqdm:
+def progress_bar(
+    *, total: int, description: str, unit: str, leave: bool = True, smoothing: float = 0.3
+) -> tqdm:
     """A bar with rate and ETA: live on a terminal, a line every half minute in a log file.
 
-    Its `update` raises Interrupted after a request to stop.
+    Its `update` raises Interrupted after a request to stop. The rate is that of the last updates by
+    `smoothing`, that of all by 0.
     """
     live = sys.stderr.isatty()
     interval = 0.2 if live else 30
@@ -46,4 +54,5 @@ def progress_bar(*, total: int, description: str, unit: str, leave: bool = True)
         mininterval=interval,
         maxinterval=interval,
         dynamic_ncols=True,
+        smoothing=smoothing,
     )

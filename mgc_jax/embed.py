@@ -11,7 +11,7 @@ the exit code is 1 if any was bad.
 """
 
 import os
-import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ def define_flags() -> None:
     """Defines this command's flags."""
     cli.define_network("embeds")
     cli.define_path("output", "songs.npz", "Index to write; should end in .npz.")
+    cli.define_shard()
     flags.DEFINE_integer("batch_size", 8, "Clips a step; changes the speed only.", lower_bound=1)
 
 
@@ -40,15 +41,12 @@ def main(argv: list[str]) -> None:
     name = cli.named_network()
     if output.suffix != ".npz":
         raise InputError(f"--output={output}: it should end in .npz")
-    if missing := [path for path in argv[1:] if not os.path.exists(path)]:
-        raise InputError(f"no such file or folder: {missing[0]}")
     # Not at the top: they take a second, and --help none.
-    from mgc_jax.predictor import find_files, load
+    from mgc_jax.library import find_songs
+    from mgc_jax.predictor import load
     from mgc_jax.results.song_index import GrowingIndex
 
-    files = list(dict.fromkeys(os.path.abspath(path) for path in find_files(argv[1:])))
-    if not files:
-        raise InputError("no audio files: name files, or folders that hold some")
+    files = find_songs(argv[1:], FLAGS.shard, absolute=True)
     predictor = load(name, FLAGS.batch_size)
     if predictor.notice:
         console.log.warning("%s was %s", name, predictor.notice)
@@ -66,28 +64,22 @@ def main(argv: list[str]) -> None:
         raise InputError(f"{len(failed)} of {len(files)} files could not be used")
 
 
-def _embed(predictor: "Predictor", files: list[str], index: "GrowingIndex") -> None:
+def _embed(
+    predictor: "Predictor", files: Mapping[str, tuple[int, int]], index: "GrowingIndex"
+) -> None:
     """Adds the files that the index lacks; says which cannot be used."""
-    from mgc_jax.results.song_index import stamp_of
+    from mgc_jax.library import following
 
-    stamps = {path: stamp_of(path) for path in files if not index.has(path)}
+    stamps = {path: stamp for path, stamp in files.items() if not index.has(path)}
     if len(stamps) < len(files):
         done = len(files) - len(stamps)
         console.log.info("%d of %d files are done already: going on", done, len(files))
         for path, error in index.errors(set(files) - set(stamps)).items():
-            _report(path, error)
-    bar = console.progress_bar(total=len(stamps), description="embedding", unit="file", leave=False)
-    with bar:
-        for result in predictor.stream_embeddings(list(stamps)):
-            index.add(result.source, stamps[result.source], result.vector, result.error)
-            if result.error is not None:
-                with bar.external_write_mode():
-                    _report(result.source, result.error)
-            bar.update()
-
-
-def _report(path: str, error: str) -> None:
-    print(f"error: {console.shown(path)}: {error}", file=sys.stderr)
+            console.report_bad(path, error)
+    for result in following(predictor.stream_embeddings(stamps), stamps, "embedding"):
+        index.add(result.source, stamps[result.source], result.vector, result.error)
+        if result.error is not None:
+            console.report_bad(result.source, result.error)
 
 
 if __name__ == "__main__":

@@ -77,6 +77,15 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def stamp_of(path: str) -> tuple[int, int]:
+    """Size and time of a file, by which it is known whether it changed; of a missing one zeros."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return (0, 0)
+    return (found.st_size, found.st_mtime_ns)
+
+
 def cell(text: str, before: str = "'") -> str:
     """A text from outside for a CSV file, as a spreadsheet takes some beginnings for a formula.
 

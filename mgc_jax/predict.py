@@ -3,11 +3,15 @@
     python -m mgc_jax.predict --pretrained=msd_musicnn song.mp3    # tags, without any training
     python -m mgc_jax.predict --workdir=runs/densenet song.mp3 my_music/
     python -m mgc_jax.predict --workdir=runs/densenet mix.flac --timeline --plot=pictures
+    python -m mgc_jax.predict --workdir=runs/densenet my_music/ --output=genres.csv
 
 A file's genres are the mean of its clips' log-probabilities; --timeline shows the clips. Files may
 have any length, folders are searched for audio. Bad files are reported on stderr and the rest go
 on; the exit code is 1 if any was bad. Files go through the features that the run was trained with.
 Tags are true or not by themselves: a tag's activation, in [0, 1], is the mean over the clips.
+
+--output grows row by row; after a kill the same command goes on from it, and files whose size or
+time changed since are done again.
 """
 
 import csv
@@ -15,15 +19,14 @@ import itertools
 import json
 import os
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
-from tqdm import tqdm
 
 from mgc_jax import cli, console
 from mgc_jax.errors import InputError
-from mgc_jax.files import cell
 
 if TYPE_CHECKING:
     from mgc_jax.predictor import Prediction, Predictor
@@ -41,6 +44,14 @@ def define_flags() -> None:
         "A table for people, one JSON object a line, or CSV with one row a file. Files that cannot "
         "be used have the reason in `error` in the latter two.",
     )
+    cli.define_path(
+        "output",
+        None,
+        "Instead: a .csv or .jsonl file to append to, with each file's absolute path, size and "
+        "time.",
+    )
+    cli.define_unknown()
+    cli.define_shard()
     flags.DEFINE_integer(
         "top", 3, "Genres (or tags) that the table lists of a file.", lower_bound=1
     )
@@ -54,51 +65,109 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     """Predicts the files and folders named as arguments."""
     name = cli.named_network()
-    if FLAGS.timeline and FLAGS.format == "csv":
-        raise InputError("--timeline does not fit into --format=csv: use json")
-    if missing := [path for path in argv[1:] if not os.path.exists(path)]:
-        raise InputError(f"no such file or folder: {missing[0]}")
+    ending = _check_flags()
+    if FLAGS.timeline and ending == ".csv":
+        raise InputError("--timeline does not fit into CSV: use json")
     # Not at the top: they take a second, and --help none.
-    from mgc_jax.predictor import find_files, load
+    from mgc_jax.library import find_songs
+    from mgc_jax.predictor import load
 
-    files = list(find_files(argv[1:]))
-    if not files:
-        raise InputError("no audio files: name files, or folders that hold some")
+    files = find_songs(argv[1:], FLAGS.shard, absolute=bool(FLAGS.output))
     if FLAGS.plot:
         _make_folder(FLAGS.plot)
-    predictor = load(name, FLAGS.batch_size)
+    predictor = load(name, FLAGS.batch_size, FLAGS.unknown)
     if predictor.notice:
         console.log.warning("%s was %s", name, predictor.notice)
-    # File names need not be UTF-8: what JSON writes for such bytes will do everywhere.
-    sys.stdout.reconfigure(errors="backslashreplace")
-    if FLAGS.format == "csv":
-        columns = ["genre", *(f"prob_{genre}" for genre in predictor.genres)]
-        if predictor.tagging:
-            columns = [f"tag_{tag}" for tag in predictor.genres]
-        csv.writer(sys.stdout).writerow(["path", *columns, "silent_clips", "error"])
-    failed = 0
-    plotted = set()
-    with tqdm(total=len(files), unit="file", leave=False, disable=None) as bar:
-        for result in predictor.stream(files, spectrograms=bool(FLAGS.plot)):
-            with bar.external_write_mode():
-                if result.error is not None:
-                    failed += 1
-                    source = console.shown(result.source)
-                    print(f"error: {source}: {result.error}", file=sys.stderr)
-                _WRITERS[FLAGS.format](result, predictor)
-                sys.stdout.flush()
-            if FLAGS.plot and result.error is None:
-                _save_plot(result, plotted)
-            bar.update()
+    failed = _append(predictor, files) if FLAGS.output else _print(predictor, files)
     if failed:
         raise InputError(f"{failed} of {len(files)} files could not be used")
 
 
-def _write_table(result: "Prediction", _: "Predictor") -> None:
+def _check_flags() -> str:
+    """The kind of what is written, as a file's ending; empty for the table on the terminal."""
+    if not FLAGS.output:
+        return {"table": "", "json": ".jsonl", "csv": ".csv"}[FLAGS.format]
+    ending = os.path.splitext(FLAGS.output)[1]
+    if ending not in (".csv", ".jsonl"):
+        raise InputError(f"--output={FLAGS.output}: it should end in .csv or .jsonl")
+    if FLAGS["format"].present:
+        raise InputError("--format is of what is printed, and --output's ending says it of a file")
+    return ending
+
+
+def _print(predictor: "Predictor", files: Mapping[str, tuple[int, int]]) -> int:
+    """Prints what is said of the files; how many could not be used."""
+    from mgc_jax.answers import csv_columns
+
+    # File names need not be UTF-8: what JSON writes for such bytes will do everywhere.
+    sys.stdout.reconfigure(errors="backslashreplace")
+    if FLAGS.format == "csv":
+        csv.writer(sys.stdout).writerow(csv_columns(predictor))
+    failed = 0
+    for result in _answers(predictor, files, set()):
+        failed += result.error is not None
+        _WRITERS[FLAGS.format](result, predictor)
+        sys.stdout.flush()
+    return failed
+
+
+def _append(predictor: "Predictor", files: Mapping[str, tuple[int, int]]) -> int:
+    """Adds to `--output` what is said of the files that it lacks; how many could not be used."""
+    from mgc_jax.answers import GrowingTable
+
+    try:
+        with GrowingTable(FLAGS.output, predictor, FLAGS.timeline) as table:
+            todo = {path: stamp for path, stamp in files.items() if not table.has(path)}
+            done = len(files) - len(todo)
+            if done:
+                console.log.info("%d of %d files are done already: going on", done, len(files))
+            errors = [(path, table.error(path)) for path in files if table.has(path)]
+            failed = 0
+            for path, error in errors:
+                if error is not None:
+                    failed += 1
+                    console.report_bad(path, error)
+            plotted = set()
+            for path in table.answered:
+                if table.error(path) is None:
+                    _picture_of(path, plotted)
+            for result in _answers(predictor, todo, plotted):
+                failed += result.error is not None
+                table.add(result, todo[result.source])
+    except OSError as error:
+        raise InputError(f"cannot write to --output={FLAGS.output}: {error.strerror}") from None
+    return failed
+
+
+def _answers(
+    predictor: "Predictor", files: Mapping[str, tuple[int, int]], plotted: set[str]
+) -> Iterator["Prediction"]:
+    """Answers files, says which cannot be used, and draws the others if that is asked for.
+
+    Args:
+        predictor: that answers.
+        files: their paths, with their stamps.
+        plotted: names of pictures that are taken.
+    """
+    from mgc_jax.library import following
+
+    results = predictor.stream(files, spectrograms=bool(FLAGS.plot))
+    for result in following(results, files, "predicting"):
+        if result.error is not None:
+            console.report_bad(result.source, result.error)
+        elif FLAGS.plot:
+            _save_plot(result, plotted)
+        yield result
+
+
+def _write_table(result: "Prediction", predictor: "Predictor") -> None:
     """The likeliest genres, of the file and, if asked for, of each clip."""
     if result.error is not None:
         return
     print(console.shown(result.source))
+    if result.unknown:
+        limit = f"{result.distance:.3g} from the nearest, limit {predictor.limit:.3g}"
+        print(f"  unknown: like none of these genres ({limit})")
     for genre, probability in list(result.ranking.items())[: FLAGS.top]:
         print(f"  {_share(probability, result)}  {genre}")
     if result.silent_clips:
@@ -116,35 +185,15 @@ def _share(value: float, result: "Prediction") -> str:
 
 
 def _write_json(result: "Prediction", _: "Predictor") -> None:
-    """One object a line; of a file that cannot be used, with the reason.
+    from mgc_jax.answers import json_object
 
-    Of tags, `tags` takes the place of `genre` and `probabilities`.
-    """
-    found = {"path": result.source}
-    if result.error is not None:
-        found["error"] = result.error
-    else:
-        values = "tags" if result.tagging else "probabilities"
-        found |= {} if result.tagging else {"genre": result.genre}
-        found |= {values: result.ranking, "silent_clips": result.silent_clips}
-        if FLAGS.timeline:
-            found["timeline"] = [
-                {
-                    "start": round(float(start), 3),
-                    values: dict(zip(result.genres, row.tolist(), strict=True)),
-                }
-                for start, row in zip(result.starts, result.timeline, strict=True)
-            ]
-    print(json.dumps(found, ensure_ascii=False))
+    print(json.dumps(json_object(result, FLAGS.timeline), ensure_ascii=False))
 
 
 def _write_csv(result: "Prediction", predictor: "Predictor") -> None:
-    columns = [result.ranking.get(genre) for genre in predictor.genres]
-    if not predictor.tagging:
-        columns = [cell(result.genre or ""), *columns]
-    silent = None if result.error else result.silent_clips
-    path = cell(result.source, "./")
-    csv.writer(sys.stdout).writerow([path, *columns, silent, result.error])
+    from mgc_jax.answers import csv_cells
+
+    csv.writer(sys.stdout).writerow(csv_cells(result, predictor))
 
 
 _WRITERS = {"table": _write_table, "json": _write_json, "csv": _write_csv}
@@ -158,19 +207,23 @@ def _make_folder(path: str) -> None:
 
 
 def _save_plot(result: "Prediction", written: set[str]) -> None:
-    """Writes `song.mp3.png`, or `song.mp3-2.png` where files of several folders share a name."""
     from mgc_jax.results.page import no_glyph_warnings
     from mgc_jax.timeline import plot_timeline
 
-    base = name = os.path.basename(result.source)
+    path = os.path.join(FLAGS.plot, _picture_of(result.source, written))
+    with no_glyph_warnings():
+        plot_timeline(result).savefig(path)
+
+
+def _picture_of(path: str, written: set[str]) -> str:
+    """`song.mp3.png`, or `song.mp3-2.png` where files of several folders share a name."""
+    base = name = os.path.basename(path)
     for number in itertools.count(2):
         if name not in written:
             break
         name = f"{base}-{number}"
     written.add(name)
-    path = os.path.join(FLAGS.plot, f"{name}.png")
-    with no_glyph_warnings():
-        plot_timeline(result).savefig(path)
+    return f"{name}.png"
 
 
 if __name__ == "__main__":

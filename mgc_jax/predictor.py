@@ -15,6 +15,7 @@ vectors that have small angles where songs are alike.
 import collections
 import dataclasses
 import functools
+import hashlib
 import itertools
 import math
 import os
@@ -32,6 +33,8 @@ from mgc_jax.data.opening import find_files as find_files  # the commands take i
 from mgc_jax.data.picture import Picture
 from mgc_jax.errors import InputError, choices
 from mgc_jax.results.calibration import apply_temperature
+from mgc_jax.results.files import read_known
+from mgc_jax.results.known import Known
 from mgc_jax.results.metrics import mean_log_probs
 from mgc_jax.training import embedding
 from mgc_jax.training.network import TrainedRun, load_run
@@ -42,7 +45,9 @@ DEMO_NOTICE = "trained on synthesised music: what it says of real music means no
 _CHUNK = 8  # clips that a thread decodes before it turns to the next file
 
 
-def load(workdir: str | os.PathLike, batch_size: int = 8) -> "Predictor":
+def load(
+    workdir: str | os.PathLike, batch_size: int = 8, unknown: float | None = None
+) -> "Predictor":
     """Loads the best checkpoint of a run, or public weights.
 
     Args:
@@ -50,18 +55,27 @@ def load(workdir: str | os.PathLike, batch_size: int = 8) -> "Predictor":
             public weights (`mgc_jax weights` lists them), which are fetched once.
         batch_size: clips a step, rounded up to a multiple of the devices. It changes the speed
             only: 8 suits a CPU, an accelerator is busier with more.
+        unknown: say of music that is like none of the training's that it is unknown, so that this
+            share of the validation tracks is wrongly called so.
 
     Raises:
-        InputError: the workdir holds no run or no finished epoch, or its settings cannot be met.
+        InputError: the workdir holds no run or no finished epoch, or its settings cannot be met; it
+            does not say what is unknown.
     """
+    if unknown is not None and not 0 <= unknown < 1:
+        raise InputError(f"unknown={unknown}: need a share of the validation tracks, below 1")
     parallel.use_compilation_cache()
     if is_public(workdir):
+        if unknown is not None:
+            raise InputError(f"{workdir} has tags, not genres: of no music it says unknown")
         about = PUBLIC_WEIGHTS[str(workdir)].trained_on
         return Predictor(load_public(str(workdir)), batch_size, f"trained on {about}")
     if not os.path.exists(workdir):
         known = choices(str(workdir), PUBLIC_WEIGHTS)
         raise InputError(f"no such folder: {workdir}, and of public weights {known}")
-    return Predictor(load_run(workdir), batch_size)
+    run = load_run(workdir)
+    known = None if unknown is None else read_known(workdir, run.epoch)
+    return Predictor(run, batch_size, known=known, unknown=unknown or 0.0)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # arrays have no one truth value
@@ -81,6 +95,8 @@ class Prediction:
             overlap the one before it.
         clip_seconds: length of a clip, in s.
         silent_clips: how many clips were left out, as they have no signal.
+        unknown: whether it is like no genre of the training; False unless that was asked for.
+        distance: how far it is from the nearest genre (see `Known`); None unless asked for.
         spectrogram: `[frames, mels] float32`, dB below its maximum, over the whole source (of
             long ones with frames left out); None unless asked for.
         mel: the log-mel that the spectrogram is of; None unless asked for.
@@ -95,18 +111,20 @@ class Prediction:
     starts: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
     clip_seconds: float = 0.0
     silent_clips: int = 0
+    unknown: bool = False
+    distance: float | None = None
     spectrogram: np.ndarray | None = None
     mel: Mel | None = None
 
     @property
     def genre(self) -> str | None:
-        """The likeliest genre; None with an error, or of tags.
+        """The likeliest genre; None with an error, of tags, and where it is unknown.
 
         Examples:
             >>> Prediction("song.mp3", ranking={"Folk": 0.7, "Rock": 0.3}).genre
             'Folk'
         """
-        return None if self.tagging else next(iter(self.ranking), None)
+        return None if self.tagging or self.unknown else next(iter(self.ranking), None)
 
     def _repr_png_(self) -> bytes | None:
         """What a notebook shows: the timeline's picture, where there is a spectrogram."""
@@ -157,13 +175,22 @@ class _Track:
 class Predictor:
     """A trained network, with the features that it was trained on."""
 
-    def __init__(self, run: TrainedRun, batch_size: int = 8, notice: str | None = None):
+    def __init__(
+        self,
+        run: TrainedRun,
+        batch_size: int = 8,
+        notice: str | None = None,
+        known: Known | None = None,
+        unknown: float = 0.0,
+    ):
         """Puts a run's network on all devices.
 
         Args:
             run: to predict with.
             batch_size: as for `load`.
             notice: what is to be said beside every answer.
+            known: what "unknown" is told by; None never says so.
+            unknown: as for `load`.
         """
         network = run.network
         self.genres = network.genres
@@ -178,7 +205,11 @@ class Predictor:
         mels = [feature for feature in network.stored if isinstance(feature, Mel)]
         self._mel = mels[0] if mels else Mel.from_config(network.config)
         self._variables = parallel.replicate(run.variables)
-        self._predict_step = compile_predict_step(network)
+        self._known = known
+        # How far music may be from the nearest genre.
+        self.limit = known.limit(unknown) if known else math.inf
+        compiled = embedding.compile_answer_step if known else compile_predict_step
+        self._predict_step = compiled(network)
         devices = jax.device_count()
         self._batch_size = math.ceil(batch_size / devices) * devices
 
@@ -257,6 +288,19 @@ class Predictor:
         """A hash of the network's weights: embeddings of two networks cannot be compared."""
         return embedding.fingerprint(self._variables)
 
+    @property
+    def tells_unknown(self) -> bool:
+        """Whether answers say if a file is like no genre of the training."""
+        return self._known is not None
+
+    @functools.cached_property
+    def identity(self) -> str:
+        """A hash of all that an answer depends on beside the file: weights, settings, limits."""
+        network = self._network
+        seen = (network.stored, network.features, network.config.windows)
+        text = repr((self.fingerprint, seen, self._temperature, self.limit, self.genres))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
     @functools.cached_property
     def _embed_step(self) -> Callable:
         embedding.size_of(self._network)  # fails with one line where there is no classifier
@@ -320,6 +364,11 @@ class Predictor:
         if track.error is not None:
             return Prediction(track.name, track.error)
         rows = np.stack(track.rows)
+        distance = None
+        if self._known:
+            vector = rows[:, len(self.genres) :].mean(axis=0, dtype=np.float64)
+            distance = float(self._known.distance(vector[None])[0])
+            rows = rows[:, : len(self.genres)]
         if self.tagging:
             timeline = rows
             mean = rows.mean(axis=0)
@@ -336,6 +385,8 @@ class Predictor:
             starts=np.array(track.starts),
             clip_seconds=self._audio.clip_seconds,
             silent_clips=track.silent,
+            unknown=distance is not None and distance > self.limit,
+            distance=distance,
             spectrogram=track.picture.values() if track.picture else None,
             mel=self._mel if track.picture else None,
         )

@@ -13,13 +13,12 @@ stderr and the rest go on; the exit code is 1 if any was bad.
 
 import collections
 import io
-import os
 import sys
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from absl import flags
-from tqdm import tqdm
 
 from mgc_jax import cli, console
 from mgc_jax.errors import InputError
@@ -43,6 +42,8 @@ def define_flags() -> None:
         lower_bound=0,
         upper_bound=1,
     )
+    cli.define_unknown()
+    cli.define_shard()
     flags.DEFINE_bool("overwrite", False, "Replace the genres that files have.")
     cli.define_path(
         "names", None, "CSV table with the columns genre and name: how genres are to be written."
@@ -67,20 +68,17 @@ def main(argv: list[str]) -> None:
         return
     if not FLAGS.workdir:
         raise InputError("--workdir=... is missing: the folder of a trained run")
-    if missing := [path for path in argv[1:] if not os.path.exists(path)]:
-        raise InputError(f"no such file or folder: {missing[0]}")
     # Not at the top: they take a second, and --help none.
     from mgc_jax import tagging
-    from mgc_jax.predictor import find_files, load
+    from mgc_jax.library import find_songs
+    from mgc_jax.predictor import load
 
-    files = list(dict.fromkeys(find_files(argv[1:])))
-    if not files:
-        raise InputError("no audio files: name files, or folders that hold some")
+    files = find_songs(argv[1:], FLAGS.shard)
     # Before hours of work, not after.
     undo_file = FLAGS.undo_file or time.strftime("tags-undo-%Y-%m-%d-%H%M%S.zip")
     tagging.check_undo_file(undo_file)
     _write_plan([])
-    predictor = load(FLAGS.workdir, FLAGS.batch_size)
+    predictor = load(FLAGS.workdir, FLAGS.batch_size, FLAGS.unknown)
     if predictor.notice:
         console.log.warning("%s was %s", FLAGS.workdir, predictor.notice)
     if predictor.tagging:
@@ -99,9 +97,12 @@ def main(argv: list[str]) -> None:
         raise InputError(f"{failed} of {len(files)} files could not be used")
 
 
-def _make_plan(predictor: "Predictor", files: list[str]) -> tuple[list["Proposal"], int]:
+def _make_plan(
+    predictor: "Predictor", files: Mapping[str, tuple[int, int]]
+) -> tuple[list["Proposal"], int]:
     """Hears the files and prints what is proposed, row by row; also how many were bad."""
     from mgc_jax import tagging
+    from mgc_jax.library import following
 
     names = {genre: genre for genre in predictor.genres}
     if FLAGS.names:
@@ -112,17 +113,14 @@ def _make_plan(predictor: "Predictor", files: list[str]) -> tuple[list["Proposal
     print(f"{'':7}{'proposed':{width}}  {'now':16}  {'to be written':20}  file")
     plan = []
     failed = 0
-    with tqdm(total=len(files), unit="file", leave=False, disable=None) as bar:
-        for result in predictor.stream(files):
-            with bar.external_write_mode():
-                if result.error is not None:
-                    failed += 1
-                    plan.append(tagging.Proposal(result.source, "", "", 0.0, result.error))
-                    _say_bad(result.source, result.error)
-                else:
-                    plan.append(_proposal(result, names))
-                    _print_row(plan[-1], width)
-            bar.update()
+    for result in following(predictor.stream(files), files, "hearing"):
+        if result.error is not None:
+            failed += 1
+            plan.append(tagging.Proposal(result.source, "", "", 0.0, result.error))
+            console.report_bad(result.source, result.error)
+        else:
+            plan.append(_proposal(result, names))
+            _print_row(plan[-1], width)
     return plan, failed
 
 
@@ -134,6 +132,7 @@ def _proposal(result: "Prediction", names: dict[str, str]) -> "Proposal":
         result.source,
         names[genre],
         probability,
+        unknown=result.unknown,
         overwrite=FLAGS.overwrite,
         min_probability=FLAGS.min_probability,
     )
@@ -177,7 +176,7 @@ def _write(chosen: dict[str, str], undo_file: str) -> int:
     outcomes = errors | dict(tagging.write_genres(changes))
     errors = {path: error for path, error in outcomes.items() if error}
     for path, error in errors.items():
-        _say_bad(path, error)
+        console.report_bad(path, error)
     console.log.info("%d files got a genre", len(outcomes) - len(errors))
     return len(errors)
 
@@ -189,14 +188,10 @@ def _undo() -> None:
     outcomes = dict(tagging.undo(FLAGS.undo))
     errors = {path: error for path, error in outcomes.items() if error}
     for path, error in errors.items():
-        _say_bad(path, error)
+        console.report_bad(path, error)
     console.log.info("%d files are as they were", len(outcomes) - len(errors))
     if errors:
         raise InputError(f"{len(errors)} of {len(outcomes)} files were not restored")
-
-
-def _say_bad(path: str, error: str) -> None:
-    print(f"error: {console.shown(path)}: {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

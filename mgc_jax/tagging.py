@@ -31,6 +31,7 @@ HAS_GENRE = "has a genre"
 SAME = "has this genre"
 UNSURE = "not sure enough"
 NO_TAGS = "kind is not written"
+UNKNOWN = "unknown music"
 _WRITTEN = (MP3, FLAC, OggFileType, MP4)  # ID3, Vorbis comments (FLAC, Ogg), MP4's atoms
 _LIST = "files.json"
 _ENTRY = {"path": str, "was": str, "now": str, "mtime_ns": int}
@@ -68,7 +69,13 @@ class Change(NamedTuple):
 
 
 def propose(
-    path: str, genre: str, probability: float, *, overwrite: bool, min_probability: float
+    path: str,
+    genre: str,
+    probability: float,
+    *,
+    unknown: bool = False,
+    overwrite: bool,
+    min_probability: float,
 ) -> Proposal:
     """Decides whether a genre is to be written into a file; only reads it.
 
@@ -76,11 +83,14 @@ def propose(
         path: of the file.
         genre: as it would be written.
         probability: of the genre.
+        unknown: whether it is like none of the network's genres: then nothing is written.
         overwrite: replace a genre that the file has.
         min_probability: below it, the file is left as it is.
     """
     now = read_tags(path).genre
-    if now == genre:
+    if unknown:
+        note = UNKNOWN
+    elif now == genre:
         note = SAME
     elif now and not overwrite:
         note = HAS_GENRE

@@ -43,7 +43,7 @@ def plot_timeline(result: "Prediction") -> Figure:
         ]
         label = "Activation"
     else:
-        title = f"{result.genre} {result.ranking[names[0]]:.0%}"
+        title = "unknown" if result.unknown else f"{names[0]} {result.ranking[names[0]]:.0%}"
         picked = [colours[i % len(colours)] for i in order]
         areas = shares.stackplot(starts, rows[:, order].T, step="post", colors=picked)
         # Likeliest genres at the bottom, and so in the legend.

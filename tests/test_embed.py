@@ -291,7 +291,6 @@ def test_bad_use_is_one_line(index, workdir, music, tmp_path):
         ("embed", [music], "--workdir=... is missing"),
         ("embed", [f"--workdir={workdir}"], "no audio files"),
         ("embed", [f"--workdir={workdir}", music, "--output=x.csv"], "should end in .npz"),
-        ("embed", [f"--workdir={workdir}", music / "x"], "no such file or folder"),
         ("similar", [song], "--index=... is missing"),
         ("similar", [f"--index={index}"], "give one song"),
         ("similar", [f"--index={index}", music / "x.mp3"], "no such file"),

@@ -27,7 +27,18 @@ ARROWS = {
     "training": {"ground", "data", "models", "results"},
     "predictor": {"ground", "data", "training", "results"},
     "tagging": {"ground", "data"},
-    "door": {"ground", "cli", "data", "models", "training", "results", "predictor", "tagging"},
+    "library": {"ground", "data"},
+    "door": {
+        "ground",
+        "cli",
+        "data",
+        "models",
+        "training",
+        "results",
+        "predictor",
+        "tagging",
+        "library",
+    },
 }
 
 
@@ -42,7 +53,11 @@ def room_of(module: str) -> str:
     first = module.partition(".")[0]
     if first in GROUND:
         return "ground"
-    return "predictor" if first in ("predictor", "timeline", "exporter", "__init__") else first
+    return (
+        "predictor"
+        if first in ("predictor", "answers", "timeline", "exporter", "__init__")
+        else first
+    )
 
 
 def imports_of(path: Path) -> Iterator[str]:

@@ -304,7 +304,7 @@ def test_table_with_timeline_and_a_bar_on_a_terminal(workdir, music):
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=other_end, text=True, check=True
     )
     os.set_blocking(terminal, False)
-    assert b"/1 [" in os.read(terminal, 100_000)
+    assert b"1/1 files" in os.read(terminal, 100_000)
     os.close(other_end)
     os.close(terminal)
     lines = done.stdout.splitlines()

@@ -374,7 +374,7 @@ def test_bad_flags_are_one_line(tmp_path, music):
         (["--undo=x.zip", "--write"], "do not go together"),
         (["--undo=x.zip"], "cannot be read: No such file"),
         (["--undo=x.zip", "song.mp3"], "unexpected argument 'song.mp3'"),
-        (["--workdir=w", "no_such.mp3"], "no such file or folder: no_such.mp3"),
+        (["--workdir=w", "no_such.mp3"], "no such folder: w"),
         (["--workdir=w", music, f"--output={music}/none.mp3/x"], "cannot write --output"),
     ):
         found = call("tag", *flags)

@@ -3,6 +3,7 @@
     config.json genres.json data.json         what was trained on what; made before the training
     metrics.jsonl                             the log of it
     calibration.json                          the temperature, fitted after the training
+    known.npz                                 what "unknown" is told by, made after the training
     report/metrics.json predictions.csv       scores, and what they were computed from
     report/run.json index.html *.png          the page, and the facts on it
     README.md                                 the model card
@@ -13,6 +14,7 @@ Checkpoints and TensorBoard's files are their writers' own.
 import csv
 import json
 import os
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from mgc_jax import console
 from mgc_jax.errors import InputError
 from mgc_jax.files import cell, read_json, replacing, write_bytes, write_text
 from mgc_jax.results.calibration import apply_temperature
+from mgc_jax.results.known import Known
 from mgc_jax.results.metrics import (
     SCORES,
     SplitPredictions,
@@ -34,6 +37,7 @@ from mgc_jax.results.metrics import (
 
 CONFIG, GENRES, DATA, LOG = "config.json", "genres.json", "data.json", "metrics.jsonl"
 CALIBRATION, LEVELS = "calibration.json", "levels.json"
+KNOWN = "known.npz"
 REPORT, METRICS, PREDICTIONS = "report", "metrics.json", "predictions.csv"
 FACTS, PAGE = "run.json", "index.html"
 CARD = "README.md"
@@ -114,6 +118,39 @@ def read_temperature(workdir: str | os.PathLike, epoch: int) -> float:
     if not isinstance(temperature, int | float) or not 0 < temperature < float("inf"):
         raise InputError(f"{path}: temperature={temperature!r} is no number above 0: {_FIX_RUN}")
     return float(temperature) if found["epoch"] == epoch else 1.0
+
+
+def write_known(workdir: str | os.PathLike, epoch: int, known: Known) -> None:
+    """Writes what is known by the weights of an epoch: an .npz of arrays that `Known` names."""
+    with replacing(Path(workdir, KNOWN)) as part, open(part, "wb") as file:
+        np.savez(file, epoch=epoch, **known._asdict())
+
+
+def read_known(workdir: str | os.PathLike, epoch: int) -> Known:
+    """What is known by the weights of an epoch.
+
+    Raises:
+        InputError: there is none for them, as in workdirs of versions before 0.2 and of runs that
+            are trained longer, or the file is damaged.
+    """
+    path = Path(workdir, KNOWN)
+    fix = "the command that trained the run, with --mode=eval, makes it"
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            found = {name: stored[name] for name in ("epoch", *Known._fields)}
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing, by which unknown music is told: {fix}") from None
+    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} cannot be read ({error}): delete it; {fix}") from None
+    if found.pop("epoch").tolist() != epoch:
+        raise InputError(f"{path} is of another epoch than the best one: {fix}")
+    known = Known(**found)
+    channels = known.means.shape[-1:]
+    fits = known.means.ndim == 2 and known.distances.ndim == 1 and len(known.distances) > 0
+    fits = fits and known.whitening.shape == (*channels, *channels)
+    if not fits or not all(x.dtype == np.float32 and np.isfinite(x).all() for x in known):
+        raise InputError(f"{path} does not hold what it should: delete it; {fix}")
+    return known
 
 
 def read_log(workdir: str | os.PathLike) -> list[dict]:

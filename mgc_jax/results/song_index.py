@@ -27,7 +27,7 @@ import numpy as np
 
 from mgc_jax import console
 from mgc_jax.errors import InputError
-from mgc_jax.files import replacing, write_bytes
+from mgc_jax.files import replacing, stamp_of, write_bytes
 
 _BLOCK = 8192  # vectors that are in memory at once
 
@@ -198,15 +198,6 @@ def _parsed(line: bytes) -> Any:
         return json.loads(line)
     except (ValueError, RecursionError):
         return None
-
-
-def stamp_of(path: str) -> tuple[int, int]:
-    """Size and time of a file, by which it is known whether it changed; of a missing one zeros."""
-    try:
-        found = os.stat(path)
-    except (OSError, ValueError):
-        return (0, 0)
-    return (found.st_size, found.st_mtime_ns)
 
 
 @dataclasses.dataclass(frozen=True)

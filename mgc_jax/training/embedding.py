@@ -37,25 +37,50 @@ def embed_step(variables: Mapping, batch: Mapping[str, jax.Array], network: Netw
 
     Arguments are those of `step.predict_step`.
     """
+    return over_clips(lambda stored: _listen(variables, stored, network)[0], batch, network)
 
-    def embeddings(stored):
-        found = []
 
-        def listen(call, args, kwargs, context):
-            if context.module.name == _LAYER and context.method_name == "__call__":
-                found.append(args[0].astype(jnp.float32))
-            return call(*args, **kwargs)
+def answer_step(variables: Mapping, batch: Mapping[str, jax.Array], network: Network) -> jax.Array:
+    """Log-probabilities, and beside them what the classifier reads: `[batch, genres + channels]`.
 
-        with nn.intercept_methods(listen):
-            network.module.apply(variables, *network.inputs(stored).values(), train=False)
-        return found[0]
+    Arguments are those of `step.predict_step`.
+    """
 
-    return over_clips(embeddings, batch, network)
+    def both(stored):
+        embeddings, logits = _listen(variables, stored, network)
+        return jnp.concatenate([jax.nn.log_softmax(logits), embeddings], axis=1)
+
+    found = over_clips(both, batch, network)
+    # Means over windows do not sum to one.
+    genres = len(network.genres)
+    return found.at[:, :genres].set(jax.nn.log_softmax(found[:, :genres]))
+
+
+def _listen(
+    variables: Mapping, stored: Mapping[str, jax.Array], network: Network
+) -> tuple[jax.Array, jax.Array]:
+    """What the classifier reads, `[clips, channels] float32`, and what it gives."""
+    found = []
+
+    def listen(call, args, kwargs, context):
+        if context.module.name == _LAYER and context.method_name == "__call__":
+            found.append(args[0].astype(jnp.float32))
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(listen):
+        inputs = network.inputs(stored).values()
+        logits = network.module.apply(variables, *inputs, train=False)
+    return found[0], logits
 
 
 def compile_embed_step(network: Network) -> Callable:
     """`embed_step` over all devices: `(variables, batch) -> embeddings`."""
     return parallel.data_parallel(lambda variables, batch: embed_step(variables, batch, network))
+
+
+def compile_answer_step(network: Network) -> Callable:
+    """`answer_step` over all devices: `(variables, batch) -> rows`."""
+    return parallel.data_parallel(lambda variables, batch: answer_step(variables, batch, network))
 
 
 def fingerprint(variables: Mapping) -> str:

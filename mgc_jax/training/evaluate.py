@@ -1,15 +1,18 @@
 """A network over a whole split, and the best epoch of a run over the test split."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mgc_jax import console, parallel, signals
+from mgc_jax.errors import InputError
 from mgc_jax.results.calibration import fit_temperature
-from mgc_jax.results.files import write_calibration
+from mgc_jax.results.files import read_known, write_calibration, write_known
+from mgc_jax.results.known import fit_known
 from mgc_jax.results.metrics import SplitPredictions, track_predictions
+from mgc_jax.training.embedding import compile_embed_step
 from mgc_jax.training.network import Network, load_run
 from mgc_jax.training.step import compile_predict_step
 
@@ -64,6 +67,39 @@ def calibrate(workdir: Path, network: Network, validation: "Split") -> None:
         temperature = fit_temperature(track_predictions(clips))
         write_calibration(workdir, epoch, temperature)
         console.log.info("temperature of the probabilities, by validation: %.3g", temperature)
+
+
+def keep_known(workdir: Path, network: Network, splits: Mapping[str, "Split"]) -> None:
+    """Keeps in the workdir what "unknown" is told by, unless that of the best epoch is there.
+
+    Args:
+        workdir: of a trained run.
+        network: of the run.
+        splits: `train`, whose clips the genres' means are of, and `validation`.
+    """
+    variables, epoch = best_variables(workdir, network)
+    if parallel.share_text(_missing_known(workdir, epoch)) != "missing":
+        return
+    console.log.info("embedding the training and the validation split")
+    step = _stopping(compile_embed_step(network))
+    train, validation = (
+        rows_of(step, variables, splits[name], network.config.batch_size)
+        for name in ("train", "validation")
+    )
+    if parallel.is_main():
+        _, track = np.unique(splits["validation"].labels["track_id"], return_inverse=True)
+        tracks = np.stack([validation[track == i].mean(axis=0) for i in range(track.max() + 1)])
+        write_known(workdir, epoch, fit_known(train, splits["train"].labels["label"], tracks))
+
+
+def _missing_known(workdir: Path, epoch: int) -> str:
+    """`missing` if there is no sound file; on process 0, which alone sees the workdir."""
+    if parallel.is_main():
+        try:
+            read_known(workdir, epoch)
+        except InputError:
+            return "missing"
+    return "there"
 
 
 def evaluate_best(workdir: Path, network: Network, test: "Split") -> tuple[SplitPredictions, int]:

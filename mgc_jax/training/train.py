@@ -12,7 +12,7 @@ from mgc_jax.results import files
 from mgc_jax.training import loop
 from mgc_jax.training.checkpoints import has_best
 from mgc_jax.training.claim import check_config, check_workdir, claim_workdir, locked
-from mgc_jax.training.evaluate import calibrate, evaluate_best
+from mgc_jax.training.evaluate import calibrate, evaluate_best, keep_known
 from mgc_jax.training.levels import find_levels
 from mgc_jax.training.network import Network
 from mgc_jax.training.progress import is_finished
@@ -78,6 +78,7 @@ def _evaluate_and_report(
     network: Network, workdir: Path, dataset: ClipDataset, command: str
 ) -> None:
     """Evaluates the best epoch on all devices; process 0 writes the report and says the scores."""
+    keep_known(workdir, network, dataset.splits)
     console.log.info("testing   the best epoch")
     predictions, epoch = evaluate_best(workdir, network, dataset.splits["test"])
     if parallel.is_main():
