@@ -21,7 +21,7 @@ from mgc_jax.errors import InputError
 from mgc_jax.files import write_bytes, write_text
 from mgc_jax.predictor import DEMO_NOTICE
 from mgc_jax.training.crops import windows
-from mgc_jax.training.network import load_run
+from mgc_jax.training.network import TrainedRun, load_run
 
 
 def export_run(workdir: str | os.PathLike, out: Path, onnx: bool = False) -> None:
@@ -34,8 +34,33 @@ def export_run(workdir: str | os.PathLike, out: Path, onnx: bool = False) -> Non
     """
     if onnx:
         _import_jax2onnx()  # fails before anything is written
-    network, variables, _, temperature = load_run(workdir)
+    run = load_run(workdir)
+    network = run.network
     audio = network.stored[0].audio
+    probabilities = _clips_to_probabilities(run)
+    # The log-mel is float64, which leaves the least to rounding on any platform.
+    with jax.enable_x64(True):
+        (batch,) = jax_export.symbolic_shape("batch")
+        clips = jax.ShapeDtypeStruct((batch, audio.clip_samples), np.float32)
+        exported = jax_export.export(jax.jit(probabilities), platforms=("cpu", "cuda"))(clips)
+        write_bytes(out / "network.jax_export", exported.serialize())
+        console.log.info("wrote %s", out / "network.jax_export")
+        _write_saved_model(probabilities, audio.clip_samples, out / "saved_model")
+    if onnx:
+        write_onnx(run, out / "network.onnx")
+    about = {
+        "genres": network.genres,
+        "sample_rate": audio.sample_rate,
+        "clip_samples": audio.clip_samples,
+    }
+    if network.config.dataset == "demo":
+        about["notice"] = DEMO_NOTICE
+    write_text(out / "model.json", json.dumps(about, indent=2, ensure_ascii=False))
+
+
+def _clips_to_probabilities(run: TrainedRun) -> Callable:
+    """The network with its features: `[batch, samples] float32` to `[batch, genres] float32`."""
+    network, variables, _, temperature = run
 
     def probabilities(clips):
         stored = {f.name: f.encode_on_device(clips) for f in network.stored}
@@ -46,24 +71,7 @@ def export_run(workdir: str | os.PathLike, out: Path, onnx: bool = False) -> Non
             logits = logits.reshape(-1, network.config.windows, logits.shape[-1]).mean(axis=1)
         return jax.nn.softmax(logits / temperature)
 
-    # The log-mel is float64, which leaves the least to rounding on any platform.
-    with jax.enable_x64(True):
-        (batch,) = jax_export.symbolic_shape("batch")
-        clips = jax.ShapeDtypeStruct((batch, audio.clip_samples), np.float32)
-        exported = jax_export.export(jax.jit(probabilities), platforms=("cpu", "cuda"))(clips)
-        write_bytes(out / "network.jax_export", exported.serialize())
-        console.log.info("wrote %s", out / "network.jax_export")
-        _write_saved_model(probabilities, audio.clip_samples, out / "saved_model")
-    if onnx:
-        _write_onnx(probabilities, audio.clip_samples, out / "network.onnx")
-    about = {
-        "genres": network.genres,
-        "sample_rate": audio.sample_rate,
-        "clip_samples": audio.clip_samples,
-    }
-    if network.config.dataset == "demo":
-        about["notice"] = DEMO_NOTICE
-    write_text(out / "model.json", json.dumps(about, indent=2, ensure_ascii=False))
+    return probabilities
 
 
 def _write_saved_model(probabilities: Callable, clip_samples: int, folder: Path) -> None:
@@ -123,13 +131,19 @@ def _import_jax2onnx() -> Callable:
     return to_onnx
 
 
-def _write_onnx(probabilities: Callable, clip_samples: int, path: Path) -> None:
-    """Converts the function for onnxruntime, in float32."""
+def write_onnx(run: TrainedRun, path: Path) -> None:
+    """Converts a network with its features for onnxruntime, in float32.
+
+    Raises:
+        InputError: what writes ONNX is missing.
+        OSError: the file cannot be written.
+    """
     to_onnx = _import_jax2onnx()
+    clips = ("batch", run.network.stored[0].audio.clip_samples)
     rfft = jnp.fft.rfft
     jnp.fft.rfft = _rfft_by_products
     try:
-        model = to_onnx(probabilities, [("batch", clip_samples)], opset=21)
+        model = to_onnx(_clips_to_probabilities(run), [clips], opset=21)
     finally:
         jnp.fft.rfft = rfft
     model.graph.input[0].name, old = "clips", model.graph.input[0].name

@@ -15,7 +15,9 @@ import mgc_jax
 from mgc_jax.configs import default
 from mgc_jax.data import audio
 from mgc_jax.data.features import make_features
-from mgc_jax.exporter import export_run
+from mgc_jax.exporter import export_run, write_onnx
+from mgc_jax.predictor import Predictor
+from mgc_jax.training.network import Network, TrainedRun
 
 MEL, WAVEFORM = make_features(("mel", "waveform"), default.get_config())
 RATE = MEL.audio.sample_rate
@@ -123,6 +125,39 @@ def test_onnxruntime_gives_the_same_numbers(workdir, clips, tmp_path):
         tmp_path / "network.onnx", providers=["CPUExecutionProvider"]
     )
     (expected,) = mgc_jax.load(workdir).predict((RATE, clips[:3].ravel()))
+    for batch in (clips[:1], clips[:3]):
+        (found,) = session.run(None, {"clips": batch})
+        np.testing.assert_allclose(found, expected.timeline[: len(batch)], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "model,overrides", [("densenet", {"block_sizes": (1, 1, 2)}), ("musicnn", {})]
+)
+def test_onnx_of_the_other_networks(model, overrides, clips, tmp_path):
+    """Fewer layers of each kind, so that it is quick; random weights and statistics."""
+    pytest.importorskip("jax2onnx")
+    import onnxruntime
+
+    config = default.get_config()
+    config.model = model
+    config.model_overrides.update(overrides)
+    network = Network.from_config(config, [f"genre {i}" for i in range(8)])
+    rng = np.random.default_rng(0)
+
+    def drawn(path, leaf):
+        if path[-1].key in ("scale", "var"):
+            return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
+        fan_in = np.prod(leaf.shape[:-1]) if leaf.ndim > 1 else 10
+        return (rng.normal(size=leaf.shape) * np.sqrt(2 / fan_in)).astype(np.float32)
+
+    variables = jax.tree_util.tree_map_with_path(drawn, network.shapes)
+    run = TrainedRun(network, variables, epoch=1, temperature=2.0)
+    write_onnx(run, tmp_path / "network.onnx")
+    session = onnxruntime.InferenceSession(
+        tmp_path / "network.onnx", providers=["CPUExecutionProvider"]
+    )
+    (expected,) = Predictor(run).predict((RATE, clips[:3].ravel()))
+    assert np.ptp(expected.timeline, axis=1).min() > 0.01
     for batch in (clips[:1], clips[:3]):
         (found,) = session.run(None, {"clips": batch})
         np.testing.assert_allclose(found, expected.timeline[: len(batch)], atol=1e-4)
