@@ -5,7 +5,7 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -96,15 +96,12 @@ def cell(text: str, before: str = "'") -> str:
     return before + text if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
-def read_json(
-    path: str | os.PathLike, kind: type, needed: Iterable[tuple] = (), *, fix: str
-) -> Any:
+def read_json(path: str | os.PathLike, form: Any, *, fix: str) -> Any:
     """Reads JSON that may have been damaged, or never was ours.
 
     Args:
         path: of the file, UTF-8.
-        kind: `dict` or `list`, which must not be empty.
-        needed: keys that it must hold, each as the way to it: `("track", "f1")`.
+        form: what it must hold, as for `misfit`.
         fix: what the user can do about a bad file, for the message.
 
     Raises:
@@ -119,12 +116,39 @@ def read_json(
         raise InputError(f"{path} cannot be read ({error.strerror}): {fix}") from None
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or absurdly deep
         raise InputError(f"{path} cannot be read ({error}): {fix}") from None
-    if not isinstance(value, kind) or not value:
-        raise InputError(f"{path} should hold a JSON {kind.__name__} that is not empty: {fix}")
-    for keys in needed:
-        part = value
-        for key in keys:
-            if not isinstance(part, dict) or key not in part:
-                raise InputError(f"{path} does not hold {'.'.join(map(str, keys))}: {fix}")
-            part = part[key]
+    if problem := misfit(value, form):
+        raise InputError(f"{path} does not hold what it should: {problem}: {fix}")
     return value
+
+
+def misfit(value: Any, form: Any, name: str = "all") -> str:
+    """What keeps a value that was JSON from having a form; empty if nothing does.
+
+    Args:
+        value: as `json.loads` gives it.
+        form: a type, or types joined by `|`; `[form]`, a list that is not empty of such values;
+            `{key: form}`, a dictionary with these keys, among others. No absurdly large integer
+            has any of them.
+        name: of the value, for the text.
+
+    Examples:
+        >>> misfit({"epoch": 3, "loss": None}, {"epoch": int, "loss": float | None})
+        ''
+        >>> misfit({"clip": {"epoch": "3"}}, {"clip": {"epoch": int}})
+        "clip.epoch='3'"
+    """
+    above = "" if name == "all" else f"{name}."
+    if isinstance(form, dict) and isinstance(value, dict):
+        lacking = (f"no {above}{key}" for key in form if key not in value)
+        inner = (misfit(value[key], part, f"{above}{key}") for key, part in form.items())
+        return next(lacking, "") or next(filter(None, inner), "")
+    if isinstance(form, list) and isinstance(value, list) and value:
+        return next(
+            filter(None, (misfit(part, form[0], f"{above}{i}") for i, part in enumerate(value))), ""
+        )
+    fits = not isinstance(form, dict | list) and isinstance(value, form)
+    if isinstance(value, bool):  # which Python counts as an integer
+        fits = form is bool
+    elif isinstance(value, int):
+        fits = fits and abs(value) < 2**63
+    return "" if fits else f"{name}={repr(value)[:80]}"

@@ -100,10 +100,11 @@ def run(workdir, tmp_path):
 def test_training_fits_it_on_validation_tracks(run, dataset):
     network, *_, epoch, temperature = load_run(run)
     stored = json.loads((run / CALIBRATION).read_text())
+    assert stored.pop("checksum")
     assert stored == {"epoch": epoch, "temperature": temperature} and temperature != 1
     (run / CALIBRATION).unlink()
     calibrate(run, network, dataset.splits["validation"])
-    assert json.loads((run / CALIBRATION).read_text()) == stored
+    assert json.loads((run / CALIBRATION).read_text()).items() > stored.items()
     predictions, _ = evaluate_best(run, network, dataset.splits["validation"])
     tracks = track_predictions(predictions)
     assert temperature == fit_temperature(tracks)

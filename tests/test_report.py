@@ -385,7 +385,7 @@ def test_absurd_json_is_one_line(workdir, content):
 
 def test_torn_and_damaged_log_lines(workdir, caplog, monkeypatch):
     monkeypatch.setattr(console.log, "propagate", True)
-    lines = [json.dumps({"kind": "step", "step": i}).encode() for i in range(5)]
+    lines = [json.dumps({"kind": "step", "epoch": 1, "step": i}).encode() for i in range(5)]
     (workdir / "metrics.jsonl").write_bytes(b"\n".join([*lines[:4], lines[4][:9]]))
     assert [row["step"] for row in files.read_log(workdir)] == [0, 1, 2, 3]
     assert not caplog.messages  # the last line of a killed run

@@ -32,6 +32,9 @@ FULL_SCALE = 1e5
 REFERENCES = ("max", "fixed")
 # Of a log-mel's settings, those that older records and configs lack: they were made so.
 ADDED = {"reference": "max"}
+# Bounds of settings, beyond which memory ends before anything is heard; of those not named below.
+_LARGEST = {"sample_rate": 384_000, "clip_seconds": 600, "n_fft": 65_536}
+_LARGEST_OTHERS = 1_000_000
 # What the powers of `Mel96` are multiplied by: a part of its definition, as its paper has it.
 _MEL96_GAIN = 10_000
 
@@ -49,7 +52,7 @@ class AudioSettings:
     clip_seconds: float
 
     def __post_init__(self):
-        _check_positive("audio", self)
+        _check_settings("audio", self)
 
     @classmethod
     def from_config(cls, config: Mapping) -> "AudioSettings":
@@ -217,7 +220,8 @@ class Mel(Feature):
     levels: Levels | None = dataclasses.field(default=None, compare=False)
 
     def __post_init__(self):
-        _check_positive(self.name, self)
+        _check_settings(self.name, self)
+        _check_settings(self.name, self, n_mels=self.n_fft // 2 + 1)
         if "reference" in self.settings and self.reference not in REFERENCES:
             known = choices(self.reference, REFERENCES)
             raise InputError(f"{self.name}.reference={self.reference!r}: {known}")
@@ -477,11 +481,16 @@ def _pick(part: str, given: Mapping, names: Sequence[str]) -> dict[str, Any]:
     return {name: given[name] for name in names}
 
 
-def _check_positive(part: str, settings: Any) -> None:
-    """Raises InputError for a setting that is no number above 0."""
+def _check_settings(part: str, settings: Any, **largest: float) -> None:
+    """Raises InputError for a setting that is no number of its type above 0, or is too large."""
     for field in dataclasses.fields(settings):
+        if field.type not in (int, float):
+            continue
         value = getattr(settings, field.name)
-        if field.type in (int, float) and not (
-            isinstance(value, int | float) and 0 < value < float("inf")
-        ):
-            raise InputError(f"{part}.{field.name}={value!r}: need a number above 0")
+        kind, types = ("number", int | float) if field.type is float else ("whole number", int)
+        limit = (_LARGEST | largest).get(field.name, _LARGEST_OTHERS)
+        fits = isinstance(value, types) and not isinstance(value, bool)
+        if not (fits and 0 < value <= limit):
+            raise InputError(
+                f"{part}.{field.name}={value!r}: need a {kind} above 0, {limit:,} at most"
+            )

@@ -22,7 +22,7 @@ from mgc_jax.data.builders import BUILDERS, make_builder
 from mgc_jax.data.cache import ClipCache
 from mgc_jax.data.clips import Clip, deviation_from_librosa, iter_clips
 from mgc_jax.data.features import Feature, make_features
-from mgc_jax.data.shards import dataset_path
+from mgc_jax.data.shards import dataset_path, read_metadata
 from mgc_jax.data.sources import check_same_source, fingerprint, list_tracks
 from mgc_jax.data.tracks import (
     SKIPPED_FILE,
@@ -35,7 +35,7 @@ from mgc_jax.data.tracks import (
     without_duplicates,
 )
 from mgc_jax.errors import InputError, choices
-from mgc_jax.files import read_json, take_lock
+from mgc_jax.files import take_lock
 from mgc_jax.workers import run_all
 
 # Largest differences from librosa's waveform (samples) and log-mels (dB).
@@ -212,7 +212,7 @@ def _check_same_source(
     Those of the demo and of FMA's archives are not listed anew: that could mean to make or fetch
     them again.
     """
-    metadata = read_json(target / "metadata.json", dict, [("settings",)], fix=f"delete {target}")
+    metadata = read_metadata(target)
     if sources.get("audio_dir"):
         found = fingerprint(list_tracks(config, workers, **sources))
         check_same_source(metadata.get("source", {}), found, target)
@@ -283,7 +283,7 @@ def _locked(folder: epath.Path) -> Iterator[None]:
     if "://" in str(folder):
         yield  # nothing to lock with
         return
-    with open(folder / ".lock", "a+", encoding="utf-8") as file:
+    with open(folder / ".lock", "a+", encoding="utf-8", errors="replace") as file:
         waiting = False
         while holder := take_lock(file):
             if not waiting:

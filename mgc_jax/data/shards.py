@@ -25,8 +25,9 @@ from ml_collections import ConfigDict
 from mgc_jax import console
 from mgc_jax.data import VERSION
 from mgc_jax.data.features import FEATURES, folder_name
+from mgc_jax.data.tracks import SPLITS
 from mgc_jax.errors import InputError
-from mgc_jax.files import read_json, replacing, user_cache
+from mgc_jax.files import misfit, read_json, replacing, user_cache
 
 _LABELS = ("label", "track_id", "clip")
 _FEATURES = "tensorflow_datasets.core.features"
@@ -39,6 +40,12 @@ _CLASSES = {
 # A TFRecord is: length (8 bytes), its CRC (4), the data, their CRC (4).
 _RECORD_HEAD, _RECORD_TAIL = 12, 4
 _COPIED_AT_ONCE = 2**23  # bytes
+_METADATA = {
+    "settings": dict,
+    "splits": dict.fromkeys(SPLITS, {"tracks": int, "clips": int}),
+    "tracks_listed": int,
+    "synthetic": bool,
+}
 _AGAIN = "delete the folder and prepare it again"
 
 
@@ -125,13 +132,26 @@ def read_info(path: Path) -> tfds.core.DatasetInfo:
             f"{path / 'features.json'} names the class {foreign[0]!r}, which no records of this "
             "package have: it would be imported. Do not use these records"
         )
-    read_json(path / "dataset_info.json", dict, [("splits",)], fix=_AGAIN)
-    read_json(path / "metadata.json", dict, [("settings",)], fix=_AGAIN)
+    read_json(path / "dataset_info.json", {"splits": [dict]}, fix=_AGAIN)
+    read_metadata(path)
     try:
         return tfds.builder_from_directory(path).info
     except Exception as error:  # of a file that is JSON but not TFDS's, anything
         reason = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
         raise InputError(f"{path} cannot be read ({reason}); {_AGAIN}") from error
+
+
+def read_metadata(path: str | os.PathLike) -> dict:
+    """What `prepare` recorded of a folder of records; raises InputError for a damaged file."""
+    file = Path(path, "metadata.json")
+    metadata = read_json(file, _METADATA, fix=_AGAIN)
+    # Of its parts and what versions before 0.2 did not write, what is there.
+    form = {"settings": dict.fromkeys(metadata["settings"], dict)}
+    if "source" in metadata:
+        form["source"] = {"hash": str, "summary": str}
+    if problem := misfit(metadata, form):
+        raise InputError(f"{file}: {problem}; {_AGAIN}")
+    return metadata
 
 
 def _class_names(part: Any) -> set[str]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from etils import epath
 
 from mgc_jax import console
-from mgc_jax.data.tables import open_rows, write_table
+from mgc_jax.data.tables import READ_ERRORS, explain, open_rows, write_table
 from mgc_jax.errors import InputError
 from mgc_jax.files import cell
 
@@ -265,12 +265,33 @@ def write_skipped(folder: epath.Path, skipped: Sequence[Skipped]) -> None:
 
 
 def read_paths(folder: str | os.PathLike) -> dict[int, str]:
-    """The audio file of each track id in a folder of records, below the folder that holds all."""
-    with open_rows(epath.Path(folder) / TRACKS_FILE) as rows:
-        next(rows)  # the header
-        paths = {int(row[0]): row[1] for _, row in rows}
+    """The audio file of each track id in a folder of records, below the folder that holds all.
+
+    Raises:
+        InputError: the list of tracks is missing or damaged.
+    """
+    rows = _read_list(folder, TRACKS_FILE, Track._fields)
+    paths = {int(row["track_id"]): row["path"] for row in rows}
     above = os.path.dirname(os.path.commonprefix(list(paths.values())))
     return {track_id: path.removeprefix(above).lstrip("/") for track_id, path in paths.items()}
+
+
+def read_skipped(folder: str | os.PathLike) -> list[dict[str, str]]:
+    """The rows of `skipped.csv`, by column; raises InputError where it is missing or damaged."""
+    return _read_list(folder, SKIPPED_FILE, (*Track._fields, "reason"))
+
+
+def _read_list(folder: str | os.PathLike, name: str, columns: Sequence[str]) -> list[dict]:
+    path = epath.Path(folder) / name
+    try:
+        with open_rows(path) as rows:
+            header, *cells = [row for _, row in rows]
+        found = [dict(zip(columns, row, strict=True)) for row in cells]
+        if header != [*columns] or not all(row["track_id"].lstrip("-").isdigit() for row in found):
+            raise ValueError(f"it does not hold the columns {', '.join(columns)}")
+        return found
+    except READ_ERRORS as error:
+        raise InputError(f"{path} cannot be read ({explain(error)}): prepare it again") from None
 
 
 def unlisted(path: str | os.PathLike) -> Track:

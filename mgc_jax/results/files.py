@@ -15,6 +15,7 @@ import csv
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import numpy as np
 
 from mgc_jax import console
 from mgc_jax.errors import InputError
-from mgc_jax.files import cell, read_json, replacing, write_bytes, write_text
+from mgc_jax.files import cell, misfit, read_json, replacing, write_bytes, write_text
 from mgc_jax.results.calibration import apply_temperature
 from mgc_jax.results.known import Known
 from mgc_jax.results.metrics import (
@@ -42,11 +43,19 @@ REPORT, METRICS, PREDICTIONS = "report", "metrics.json", "predictions.csv"
 FACTS, PAGE = "run.json", "index.html"
 CARD = "README.md"
 _COLUMNS = ["track_id", "clip", "label", "prediction"]
-_PER_GENRE = ("precision", "recall", "f1", "roc_auc", "support")
+_BIN = ("low", "high", "confidence", "accuracy")
 _FIX = "train the run, evaluate it, then make the report again"
 _FIX_RUN = "copy it back from where the run was made, or train the run again"
+_NUMBER = int | float
+_MAYBE = _NUMBER | None  # a score that does not exist, or a number that is not finite
 # Of a config, what reports and comparisons need.
-_CONFIG_KEYS = [("model",), ("dataset",), ("seed",)]
+_CONFIG_FORM = {"model": str, "dataset": str, "seed": int}
+_ROW_FORM = {"kind": str, "epoch": int, "step": int}  # of the log
+_FACTS_FORM = {
+    "data": {"dataset": str, "synthetic": bool, "tracks_listed": int},
+    "run": {"parameters": int},
+    "cost": dict,
+}
 
 
 def write_config(workdir: str | os.PathLike, config: Mapping) -> None:
@@ -56,7 +65,7 @@ def write_config(workdir: str | os.PathLike, config: Mapping) -> None:
 
 def read_config(workdir: str | os.PathLike) -> dict:
     """The config as it was stored; raises InputError for a missing or broken file."""
-    return read_json(Path(workdir, CONFIG), dict, _CONFIG_KEYS, fix=_FIX_RUN)
+    return read_json(Path(workdir, CONFIG), _CONFIG_FORM, fix=_FIX_RUN)
 
 
 def write_genres(workdir: str | os.PathLike, genres: Sequence[str]) -> None:
@@ -66,11 +75,7 @@ def write_genres(workdir: str | os.PathLike, genres: Sequence[str]) -> None:
 
 def read_genres(workdir: str | os.PathLike) -> list[str]:
     """The genres, in label order; raises InputError for a missing or broken file."""
-    path = Path(workdir, GENRES)
-    genres = read_json(path, list, fix=_FIX_RUN)
-    if not all(isinstance(genre, str) for genre in genres):
-        raise InputError(f"{path} should hold names of genres: {_FIX_RUN}")
-    return genres
+    return read_json(Path(workdir, GENRES), [str], fix=_FIX_RUN)
 
 
 def write_data(workdir: str | os.PathLike, fingerprint: Mapping[str, str]) -> None:
@@ -83,25 +88,29 @@ def read_data(workdir: str | os.PathLike) -> dict[str, str] | None:
     path = Path(workdir, DATA)
     if not path.exists():
         return None
-    return read_json(path, dict, [("hash",), ("summary",)], fix=_FIX_RUN)
+    return read_json(path, {"hash": str, "summary": str}, fix=_FIX_RUN)
 
 
 def write_levels(workdir: str | os.PathLike, levels: Mapping) -> None:
     """Writes what the bands of a run's log-mels are standardised by, where they are."""
     if levels:
-        write_text(Path(workdir, LEVELS), json.dumps(levels))
+        write_text(Path(workdir, LEVELS), json.dumps(_sealed(levels)))
 
 
 def read_levels(workdir: str | os.PathLike) -> dict:
     """What `write_levels` wrote; empty where there is no such file."""
     path = Path(workdir, LEVELS)
-    return read_json(path, dict, fix=_FIX_RUN) if path.exists() else {}
+    if not path.exists():
+        return {}
+    levels = read_json(path, dict, fix=_FIX_RUN)
+    _check_seal(path, levels, _FIX_RUN)
+    return levels
 
 
 def write_calibration(workdir: str | os.PathLike, epoch: int, temperature: float) -> None:
     """Writes the temperature that was fitted for the weights of an epoch."""
     found = {"epoch": epoch, "temperature": temperature}
-    write_text(Path(workdir, CALIBRATION), json.dumps(found))
+    write_text(Path(workdir, CALIBRATION), json.dumps(_sealed(found)))
 
 
 def read_temperature(workdir: str | os.PathLike, epoch: int) -> float:
@@ -113,11 +122,25 @@ def read_temperature(workdir: str | os.PathLike, epoch: int) -> float:
     path = Path(workdir, CALIBRATION)
     if not path.exists():
         return 1.0
-    found = read_json(path, dict, [("epoch",), ("temperature",)], fix=_FIX_RUN)
+    found = read_json(path, {"epoch": int, "temperature": object}, fix=_FIX_RUN)
     temperature = found["temperature"]
-    if not isinstance(temperature, int | float) or not 0 < temperature < float("inf"):
+    if not isinstance(temperature, _NUMBER) or not 0 < temperature < float("inf"):
         raise InputError(f"{path}: temperature={temperature!r} is no number above 0: {_FIX_RUN}")
+    _check_seal(path, found, _FIX_RUN)
     return float(temperature) if found["epoch"] == epoch else 1.0
+
+
+def _sealed(content: Mapping) -> dict:
+    """A dictionary with the checksum of all else in it: a changed digit would be believed."""
+    whole = json.loads(json.dumps(content))
+    return {**whole, "checksum": zlib.crc32(json.dumps(whole, sort_keys=True).encode())}
+
+
+def _check_seal(path: Path, content: dict, fix: str) -> None:
+    """Takes a checksum off; raises InputError if it is another. Earlier versions wrote none."""
+    checksum = content.pop("checksum", None)
+    if checksum not in (None, _sealed(content)["checksum"]):
+        raise InputError(f"{path} has changed since it was written: {fix}")
 
 
 def write_known(workdir: str | os.PathLike, epoch: int, known: Known) -> None:
@@ -173,7 +196,8 @@ def read_log(workdir: str | os.PathLike) -> list[dict]:
             row = json.loads(line)
         except (ValueError, RecursionError):
             row = None
-        if isinstance(row, dict):
+        others = dict.fromkeys(row, _MAYBE) if isinstance(row, dict) else {}
+        if not misfit(row, others | _ROW_FORM):
             rows.append(row)
         elif number < len(lines):
             damaged += 1
@@ -201,7 +225,8 @@ def write_evaluation(
         paths: audio file of each track id; those that are missing stay empty.
 
     Returns:
-        What `metrics.json` holds: `split`, `epoch`, `temperature`, and of `clip` and `track` the
+        What `metrics.json` holds: `split`, `epoch`, `temperature`, `predictions` (the CRC-32 of
+        that file), and of `clip` and `track` the
         scores, with `intervals`, `{score: [low, high]}`: 95% intervals, bootstrapped over tracks,
         and `uncalibrated`, those scores that the temperature changes as they would be without it.
     """
@@ -216,8 +241,9 @@ def write_evaluation(
         before = classification_metrics(join(raw), genres)
         scores[level] = classification_metrics(rows, genres) | {"intervals": intervals}
         scores[level]["uncalibrated"] = {name: before[name] for name in ("loss", "ece")}
-    write_text(report / METRICS, json.dumps(scores, indent=2))
     _write_predictions(report / PREDICTIONS, predictions, genres, paths or {})
+    scores["predictions"] = zlib.crc32((report / PREDICTIONS).read_bytes())
+    write_text(report / METRICS, json.dumps(_sealed(scores), indent=2))
     return scores
 
 
@@ -260,16 +286,19 @@ def read_predictions(workdir: str | os.PathLike, genres: Sequence[str]) -> Split
             header, *rows = csv.reader(file)
         if header[:end] != [*_COLUMNS, *(f"prob_{genre}" for genre in genres)] or not rows:
             raise ValueError("it has no rows, or other columns than the run's genres")
-        tracks = np.array([int(row[0]) for row in rows])
-        clips = np.array([int(row[1]) for row in rows])
+        tracks = np.array([int(row[0]) for row in rows], np.int64)
+        clips = np.array([int(row[1]) for row in rows], np.int64)
         names = {name: label for label, genre in enumerate(genres) for name in (genre, cell(genre))}
         labels = np.array([names[row[2]] for row in rows])
         # The path is the last column, which versions before 0.2 did not write.
         probabilities = np.array([row[len(_COLUMNS) : end] for row in rows], dtype=float)
+        if not (abs(probabilities.sum(axis=1) - 1) < 1e-3).all() or (probabilities < 0).any():
+            raise ValueError("the probabilities of a row do not make 1")
     except FileNotFoundError:
         raise InputError(f"{path} is missing: evaluate the run with --mode=eval") from None
-    except (OSError, ValueError, LookupError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read ({error}): evaluate with --mode=eval") from None
+    except (OSError, ValueError, LookupError, OverflowError, csv.Error) as error:
+        reason = console.shown(str(error)[:150])
+        raise InputError(f"{path} cannot be read ({reason}): evaluate with --mode=eval") from None
     return SplitPredictions(tracks, clips, labels, np.log(np.maximum(probabilities, 1e-300)))
 
 
@@ -283,22 +312,36 @@ def read_evaluation(
     """
     config = read_config(workdir)
     genres = read_genres(workdir)
-    return config, genres, read_metrics(workdir, genres), read_predictions(workdir, genres)
+    metrics = read_metrics(workdir, genres)
+    predictions = read_predictions(workdir, genres)
+    path = Path(workdir, REPORT, PREDICTIONS)
+    if metrics.get("predictions") not in (None, zlib.crc32(path.read_bytes())):
+        raise InputError(f"{path} is not what {METRICS} was computed from: {_FIX}")
+    return config, genres, metrics, predictions
 
 
 def read_metrics(workdir: str | os.PathLike, genres: Sequence[str]) -> dict:
     """What `write_evaluation` returned; raises InputError for a missing or broken file."""
-    needed = [("split",), ("epoch",)]
-    for level in ("clip", "track"):
-        needed += [(level, key) for key in ("count", "confusion_matrix", "reliability", *SCORES)]
-        needed += [(level, "intervals", key) for key in SCORES]
-        needed += [(level, "per_class", name, key) for name in genres for key in _PER_GENRE]
+    per_class = {"precision": _NUMBER, "recall": _NUMBER, "f1": _NUMBER, "roc_auc": _MAYBE}
+    level = {
+        "count": int,
+        **dict.fromkeys(SCORES, _NUMBER),
+        "roc_auc": _MAYBE,
+        "intervals": dict.fromkeys(SCORES, [_MAYBE]),
+        "per_class": {name: {**per_class, "support": int} for name in genres},
+        "confusion_matrix": [[int]],
+        "reliability": [dict.fromkeys(_BIN, _MAYBE) | {"count": int}],
+    }
+    form = {"split": str, "epoch": int, "clip": level, "track": level}
     path = Path(workdir, REPORT, METRICS)
-    metrics = read_json(path, dict, needed, fix=_FIX)
-    for level in ("clip", "track"):
-        matrix = metrics[level]["confusion_matrix"]
-        if [np.size(row) for row in matrix] != [len(genres)] * len(genres):
-            raise InputError(f"{path}: {level}.confusion_matrix is not genres x genres: {_FIX}")
+    metrics = read_json(path, form, fix=_FIX)
+    for name in ("clip", "track"):
+        matrix = metrics[name]["confusion_matrix"]
+        if [len(row) for row in matrix] != [len(genres)] * len(genres):
+            raise InputError(f"{path}: {name}.confusion_matrix is not genres x genres: {_FIX}")
+        if {len(bounds) for bounds in metrics[name]["intervals"].values()} != {2}:
+            raise InputError(f"{path}: {name}.intervals are not of two numbers each: {_FIX}")
+    _check_seal(path, metrics, _FIX)
     return metrics
 
 
@@ -309,14 +352,17 @@ def write_report_files(
     report = Path(workdir, REPORT)
     for name, content in pictures.items():
         write_bytes(report / f"{name}.png", content)
-    write_text(report / FACTS, json.dumps(facts, indent=2))
+    write_text(report / FACTS, json.dumps(_sealed(facts), indent=2))
     write_bytes(report / PAGE, page)
     return report / PAGE
 
 
 def read_facts(workdir: str | os.PathLike) -> dict[str, Any]:
     """What the report was told, `data` and `run`, and `cost` (see `report.cost`)."""
-    return read_json(Path(workdir, REPORT, FACTS), dict, [("data",), ("run",), ("cost",)], fix=_FIX)
+    path = Path(workdir, REPORT, FACTS)
+    facts = read_json(path, _FACTS_FORM, fix=_FIX)
+    _check_seal(path, facts, _FIX)
+    return facts
 
 
 def has_report(workdir: str | os.PathLike) -> bool:

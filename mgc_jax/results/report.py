@@ -346,13 +346,13 @@ def _run_places(
 
 def cost(run: Mapping, log: Sequence[Mapping]) -> dict[str, str]:
     """What the training took: devices and hours, speed, and arithmetic, as measured."""
-    epochs = [row for row in log if row.get("kind") == "train" and row.get("clips_per_s")]
+    epochs = [row for row in log if row["kind"] == "train" and row.get("clips_per_s")]
     facts = {"Cost": f"{run['seconds'] / 3600:.3g} h of {run['devices']}"}
     if epochs:
         rate = statistics.median(row["clips_per_s"] for row in epochs)
         facts["Training speed, median epoch"] = f"{rate:,.0f} clips/s"
     if epochs and run["flops_per_clip"]:
-        clips = sum(row["clips_per_s"] * row["seconds"] for row in epochs)
+        clips = sum(row["clips_per_s"] * (row.get("seconds") or 0) for row in epochs)
         each = f"{clips:,.0f} clips of {run['flops_per_clip'] / 1e9:.3g} GFLOP"
         total = f"{clips * run['flops_per_clip']:.3g} FLOP"
         facts["Training compute, as XLA counts"] = f"{total} ({each})"

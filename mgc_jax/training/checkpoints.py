@@ -17,9 +17,17 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from mgc_jax import console, parallel, process
+from mgc_jax.data.features import FEATURES
 from mgc_jax.errors import InputError
-from mgc_jax.results.files import read_data
+from mgc_jax.files import misfit
+from mgc_jax.results.files import read_config, read_data, read_genres
 
+# What the JSON in a checkpoint holds at least.
+_FORMS = {
+    "progress": {"step": int},
+    "score": {"epoch": int, "loss": int | float},
+    "proof": {"run": str},
+}
 _STATE = ("step", "params", "batch_stats", "opt_state", "average")
 
 
@@ -38,6 +46,7 @@ class Checkpoints:
         root = Path(workdir).absolute() / "checkpoints"
         self._writing = writing
         self._run = run_id(workdir)
+        self._settings = _settings(workdir) if self._run else {}
         process.quiet_orbax()
         self._last, self._best = (_open(root / name, writing) for name in ("last", "best"))
 
@@ -60,7 +69,7 @@ class Checkpoints:
                 progress["step"],
                 state=ocp.args.StandardSave(arrays),
                 progress=ocp.args.JsonSave(progress),
-                proof=ocp.args.JsonSave({"run": self._run, "state": _checksums(arrays)}),
+                proof=self._proof(state=arrays, progress=progress),
             )
 
     def save_best(self, variables: Any, score: dict) -> None:
@@ -77,7 +86,7 @@ class Checkpoints:
                 score["epoch"],
                 variables=ocp.args.StandardSave(arrays),
                 score=ocp.args.JsonSave(score),
-                proof=ocp.args.JsonSave({"run": self._run, "variables": _checksums(arrays)}),
+                proof=self._proof(variables=arrays, score=score),
             )
             self._best.wait_until_finished()
 
@@ -128,11 +137,11 @@ class Checkpoints:
                 if (manager.directory / str(step) / "proof").exists():  # not of older versions
                     proof = {"proof": ocp.args.JsonRestore()}
                 restored = manager.restore(step, args=ocp.args.Composite(**items, **proof))
-                _check_shapes(items, restored)
+                _check_forms(items | proof, restored)
                 if proof:
                     self._check_proof(items, restored)
                 return restored
-            except (KeyError, OSError, TypeError, ValueError) as error:
+            except (KeyError, OSError, RecursionError, TypeError, ValueError) as error:
                 # What orbax raises for a torn checkpoint is any of these.
                 reason = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
                 path = manager.directory / str(step)
@@ -144,11 +153,22 @@ class Checkpoints:
             )
         return None
 
+    def _proof(self, **items: Any) -> ocp.args.JsonSave:
+        """What is saved beside items, to tell later that they are these, and this run's."""
+        checksums = {name: _checksums(item) for name, item in items.items()}
+        return ocp.args.JsonSave({"run": self._run, "settings": self._settings, **checksums})
+
     def _check_proof(self, items: dict, restored: Any) -> None:
-        """Raises ValueError for arrays that are not those saved, or not of this run."""
+        """Raises ValueError for items that are not those saved, or not of this run."""
         proof = restored.proof
         if self._run and proof.get("run") != self._run:
             raise ValueError("it is of another run")
+        settings = proof.get("settings", {}) if self._run else {}
+        for key, value in settings.items():
+            if value != self._settings.get(key):
+                raise ValueError(
+                    f"it was trained with {key} {value}, not {self._settings.get(key)}"
+                )
         for name in items:
             if name in proof and proof[name] != _checksums(restored[name]):
                 raise ValueError(f"its {name} have changed since they were saved")
@@ -158,6 +178,13 @@ def run_id(workdir: str | os.PathLike) -> str:
     """What a run calls itself in its checkpoints; empty in workdirs of older versions."""
     data = read_data(workdir)
     return data.get("run", "") if data else ""
+
+
+def _settings(workdir: str | os.PathLike) -> dict[str, Any]:
+    """What decides, besides the weights, what a run's network says; by the keys of its config."""
+    config = read_config(workdir)
+    parts = ("model", "model_overrides", "dtype", "crop_seconds", "audio", *FEATURES)
+    return {key: config[key] for key in parts if key in config} | {"genres": read_genres(workdir)}
 
 
 def has_best(workdir: str | os.PathLike) -> bool:
@@ -203,11 +230,14 @@ def _shapes(tree: Any) -> Any:
     return jax.tree.map(lambda x: np.empty(x.shape, x.dtype), jax.eval_shape(lambda: tree))
 
 
-def _check_shapes(wanted: dict, restored: Any) -> None:
-    """orbax gives arrays of other shapes without a word."""
+def _check_forms(wanted: dict, restored: Any) -> None:
+    """Raises ValueError for foreign JSON, and for arrays of other shapes, which orbax gives without
+    a word."""
     for name, args in wanted.items():
         if isinstance(args, ocp.args.StandardRestore):
             jax.tree.map(_check_shape, args.item, restored[name])
+        elif problem := misfit(restored[name], _FORMS[name]):
+            raise ValueError(f"its {name}: {problem}")
 
 
 def _check_shape(wanted: np.ndarray, found: np.ndarray) -> None:

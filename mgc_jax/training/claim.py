@@ -18,7 +18,7 @@ from mgc_jax.files import take_lock
 from mgc_jax.results import files
 from mgc_jax.training.augment import Augmenter
 from mgc_jax.training.levels import as_json, is_fixed
-from mgc_jax.training.network import Network, with_defaults
+from mgc_jax.training.network import Network, check_numbers, with_defaults
 from mgc_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from mgc_jax.training.progress import KEEP
 from mgc_jax.training.public_weights import PUBLIC_WEIGHTS
@@ -31,6 +31,7 @@ _DTYPES = ("float32", "bfloat16", "float16")
 
 def check_config(config: ConfigDict) -> None:
     """Raises InputError for a setting that cannot be met, before any data are made or read."""
+    check_numbers(config)
     parallel.check_batch_size(config.batch_size, config.optimizer.accumulate)
     if config.dtype not in _DTYPES:
         meant = {"bf16": "use bfloat16", "fp16": "use float16", "fp32": "use float32"}
@@ -100,7 +101,9 @@ def locked(workdir: Path) -> Iterator[None]:
         if parallel.is_main():
             try:
                 workdir.mkdir(parents=True, exist_ok=True)
-                file = stack.enter_context(open(workdir / ".lock", "a+", encoding="utf-8"))
+                file = stack.enter_context(
+                    open(workdir / ".lock", "a+", encoding="utf-8", errors="replace")
+                )
                 if holder := take_lock(file):
                     problem = f"{workdir} is trained in by {holder}"
             except OSError as error:

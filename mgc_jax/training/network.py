@@ -30,6 +30,9 @@ from mgc_jax.results.files import (
 from mgc_jax.training.checkpoints import Checkpoints
 from mgc_jax.training.levels import from_json, is_fixed
 
+# What settings stay below; others below what 32 bits count.
+_LARGEST = {"num_epochs": 1_000_000, "label_smoothing": 1, "average_decay": 1, "b1": 1, "b2": 1}
+
 
 @dataclasses.dataclass(frozen=True)
 class Network:
@@ -182,7 +185,34 @@ def with_defaults(stored: Mapping) -> ConfigDict:
     """A stored config, with the default of every key that it lacks.
 
     So an older run goes on as it was: a new key's default is what was done before there was one.
+
+    Raises:
+        InputError: a value is of another type than the default, or no run can have it.
     """
     config = default.get_config()
-    config.update(stored)
+    try:
+        config.update(stored)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        # What ml_collections raises for a value of another type is any of these.
+        reason = str(error).partition("\n")[0][:200]
+        raise InputError(f"the stored config does not fit this version: {reason}") from None
+    check_numbers(config)
     return config
+
+
+def check_numbers(config: Mapping, above: str = "config.") -> None:
+    """Raises InputError for a setting that no run can have, such as one that is not finite.
+
+    Some have closer bounds where they are used.
+    """
+    for key, value in config.items():
+        if isinstance(value, Mapping | ConfigDict):
+            check_numbers(value, f"{above}{key}.")
+        elif isinstance(value, int | float):
+            # Ratios in dB may be negative; shares of 1 stop short of it.
+            low = -1000 if key.endswith("_db") else 0
+            high = _LARGEST.get(key, 2**31)
+            if not low <= value < high:
+                raise InputError(f"{above}{key}={value!r}: need {low:,} to below {high:,}")
+        elif not isinstance(value, str):
+            raise InputError(f"{above}{key}={value!r} is neither a number nor a text")

@@ -106,6 +106,10 @@ def _read_file(path: Path) -> dict[str, np.ndarray]:
         raise InputError(f"no such file or folder: {path}")
     try:
         stored = load_file(path)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path} holds numbers of a type that NumPy has not ({error}): write it in float32"
+        ) from error
     except SafetensorError as error:
         raise InputError(
             f"{path} is not a safetensors file ({error}): write a PyTorch state dict as one with "

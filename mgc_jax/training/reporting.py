@@ -1,6 +1,5 @@
 """What a run's report is told: scores, examples of the network's input, data, cost and versions."""
 
-import csv
 import datetime
 import functools
 import hashlib
@@ -15,7 +14,7 @@ from matplotlib.axes import Axes
 
 from mgc_jax import console, parallel
 from mgc_jax.data.input_pipeline import ClipDataset
-from mgc_jax.data.tracks import SKIPPED_FILE, read_paths
+from mgc_jax.data.tracks import read_paths, read_skipped
 from mgc_jax.results import files, report
 from mgc_jax.results.metrics import SplitPredictions
 from mgc_jax.training.augment import augmented_forms
@@ -119,8 +118,6 @@ def _examples(
 def _describe_data(network: Network, dataset: ClipDataset) -> dict:
     """What was read, used and skipped when the data set was prepared."""
     splits = dataset.metadata["splits"]
-    with open(dataset.path / SKIPPED_FILE, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
     return {
         "dataset": network.config.dataset,
         "features": " and ".join(feature.name for feature in network.features),
@@ -131,7 +128,7 @@ def _describe_data(network: Network, dataset: ClipDataset) -> dict:
         "tracks_listed": dataset.metadata["tracks_listed"],
         "silent_clips": dataset.metadata.get("silent_clips"),
         "tracks_used": sum(split["tracks"] for split in splits.values()),
-        "skipped": rows,
+        "skipped": read_skipped(dataset.path),
         "synthetic": dataset.metadata["synthetic"],
     }
 

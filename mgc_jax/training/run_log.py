@@ -223,4 +223,4 @@ def duration(seconds: float) -> str:
 
 def total_seconds(workdir: str | os.PathLike) -> float:
     """Seconds spent training and validating, over all starts of a run."""
-    return sum(line.get("seconds", 0.0) for line in read_log(workdir))
+    return sum(line.get("seconds") or 0.0 for line in read_log(workdir))
