@@ -19,7 +19,7 @@ from ml_collections import ConfigDict, config_flags
 from mgc_jax import process, signals
 from mgc_jax.configs import default
 from mgc_jax.console import log
-from mgc_jax.errors import InputError, Interrupted, choices, is_disk_full
+from mgc_jax.errors import InputError, Interrupted, choices, is_disk_full, is_peer_lost
 
 # The word of `mgc_jax WORD` to the module of `python -m MODULE`, without the package's name.
 COMMANDS = {
@@ -170,6 +170,9 @@ def exit_codes(stopped: int) -> Iterator[None]:
         log.info("%s%s", error, "; the same command goes on" if stopped == RESUME else "")
         sys.exit(stopped)
     except Exception as error:
+        if is_peer_lost(error):
+            log.info("another process of this job is gone; the same command on all of them goes on")
+            os._exit(RESUME)  # an orderly end would wait for it
         if not is_disk_full(error):
             raise
         sys.exit(

@@ -24,6 +24,16 @@ def is_disk_full(error: BaseException | None) -> bool:
     return False
 
 
+def is_peer_lost(error: BaseException | None) -> bool:
+    """Whether another process of a job of several is gone, as the devices' library tells it."""
+    while error is not None:
+        said = str(error)
+        if "Gloo" in said or "Connection closed by peer" in said or "Connection reset by" in said:
+            return type(error).__name__ in ("XlaRuntimeError", "JaxRuntimeError", "ValueError")
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def choices(name: str, known: Iterable[str]) -> str:
     """For a message about an unknown name: the nearest known one, and all of them.
 

@@ -194,6 +194,44 @@ def test_same_on_any_number_of_devices_and_hosts(recipe, tmp_path):
     assert len(list(runs["hosts"].glob("events.out.tfevents*"))) == 2  # process 0's, two starts
 
 
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_job_ends_where_one_of_its_processes_is_killed(recipe, tmp_path, killed):
+    """In one line, and the same command on both goes on."""
+    config = recipe.copy_and_resolve_references()
+    config.update(batch_size=8, num_epochs=1000, checkpoint_every_minutes=0.0)
+    workdir = tmp_path / "run"
+    job = child.start_job(config, workdir, processes=2, devices=1)
+    wait_for_checkpoint(workdir, 2, job[0])
+    began = time.monotonic()
+    job[killed].kill()
+    left = job[1 - killed]
+    left.join()
+    print(f"the other ended after {time.monotonic() - began:.1f} s")
+    assert left.exitcode == 75, said(workdir)
+    last = Path(f"{workdir}.said/{1 - killed}").read_text().strip().splitlines()[-1]
+    assert last.endswith("is gone; the same command on all of them goes on")
+    assert "Traceback" not in said(workdir)
+
+
+@pytest.mark.parametrize("change", ["renamed", "deleted"])
+def test_a_workdir_that_goes_while_it_is_trained_in(prepared, tmp_path, change):
+    workdir = tmp_path / "run"
+    flags = [f"--config.data_dir={prepared.data_dir}", "--config.batch_size=8"]
+    flags += ["--config.num_epochs=100000", "--config.checkpoint_every_minutes=0.0"]
+    command = ["-m", "mgc_jax", "train", "--config=baseline_a_2d", *flags, f"--workdir={workdir}"]
+    process = child.Python(*command)
+    wait_for_checkpoint(workdir, 3, process.process)
+    if change == "renamed":
+        workdir.rename(tmp_path / "elsewhere")
+    else:
+        shutil.rmtree(workdir, ignore_errors=True)
+        shutil.rmtree(workdir, ignore_errors=True)
+    done = process.finish()
+    assert done.returncode == 1, done.stderr
+    assert "was moved or deleted while it was trained in" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr, done.stderr
+
+
 def test_batch_must_divide(monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 8)
     parallel.check_batch_size(32)

@@ -210,6 +210,8 @@ def _open(folder: Path, writing: bool) -> ocp.CheckpointManager:
 
 def _save(manager: ocp.CheckpointManager, step: int, **items: Any) -> None:
     manager.wait_until_finished()
+    if not manager.directory.exists():  # orbax would make it again, without what was there
+        raise InputError(f"{manager.directory} is gone: was the workdir moved or deleted?")
     for old in manager.all_steps():
         # Only what is passed over or done again is newer; orbax would not save it a second time.
         if old >= step:

@@ -94,16 +94,16 @@ def locked(workdir: Path) -> Iterator[None]:
     """Keeps a workdir for this process, or this job of several; the lock ends with the process.
 
     Raises:
-        InputError: another process trains there.
+        InputError: another process trains there; or, whatever was raised within, the workdir is no
+            longer where it was.
     """
     problem = ""
+    lock = workdir / ".lock"
     with contextlib.ExitStack() as stack:
         if parallel.is_main():
             try:
                 workdir.mkdir(parents=True, exist_ok=True)
-                file = stack.enter_context(
-                    open(workdir / ".lock", "a+", encoding="utf-8", errors="replace")
-                )
+                file = stack.enter_context(open(lock, "a+", encoding="utf-8", errors="replace"))
                 if holder := take_lock(file):
                     problem = f"{workdir} is trained in by {holder}"
             except OSError as error:
@@ -112,7 +112,15 @@ def locked(workdir: Path) -> Iterator[None]:
         shared = parallel.share_text(problem or "free")
         if shared != "free":
             raise InputError(shared)
-        yield
+        try:
+            yield
+        except Exception as error:
+            if lock.exists() or not parallel.is_main():
+                raise
+            raise InputError(
+                f"{workdir} was moved or deleted while it was trained in; the same command goes on "
+                "once it is back"
+            ) from error
 
 
 def claim_workdir(workdir: Path, network: Network, data: Mapping[str, str]) -> None:
