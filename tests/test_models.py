@@ -9,13 +9,14 @@ import pytest
 from mgc_jax.errors import InputError
 from mgc_jax.models import MODELS, count_parameters, cpu_forms, create_model, layers
 
-PARAMETERS = {  # as the source counts them; musicnn of 50 classes has 787,159
+PARAMETERS = {  # as the source counts its own; musicnn of 50 classes has 787,159
     "baseline_a_1d": 645_080,
     "baseline_a_2d": 661_058,
     "baseline_b": 1_252_162,
     "densenet": 6_955_784,
     "fusionnet": 7_542_552,
     "musicnn": 778_717,
+    "temporal_fusion": 1_037_484,
 }
 SHAPES = {"mel": (128, 513), "mel96": (626, 96), "waveform": (160_000,)}
 

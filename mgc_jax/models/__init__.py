@@ -12,6 +12,7 @@ from mgc_jax.models.densenet import DenseNet121
 from mgc_jax.models.fusionnet import FusionNet
 from mgc_jax.models.layers import Network
 from mgc_jax.models.musicnn import Musicnn
+from mgc_jax.models.temporal_fusion import TemporalFusion
 
 MODELS = {
     "baseline_a_1d": BaselineA1D,
@@ -20,6 +21,7 @@ MODELS = {
     "densenet": DenseNet121,
     "fusionnet": FusionNet,
     "musicnn": Musicnn,
+    "temporal_fusion": TemporalFusion,
 }
 
 

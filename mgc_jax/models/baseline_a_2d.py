@@ -15,6 +15,8 @@ Every filter of the first layer sees all mel bands at once, so convolutions run 
 | dense 300, ReLU, 150, ReLU, classes | 8 | 153,900 + 45,150 + 1,208 |
 """
 
+from collections.abc import Callable
+
 import flax.linen as nn
 
 from mgc_jax.models.cpu_forms import max_pool_time
@@ -29,11 +31,16 @@ class BaselineA2D(Network):
     @nn.compact
     def __call__(self, mel, train: bool):
         """`mel` `[batch, frames, mels] float32` in [-1, 1] to logits `[batch, classes] float32`."""
-        norm = self.norm(train)
-        x = mel
-        for i, channels in enumerate((128, 128, 256)):
-            x = nn.Conv(channels, (4,), padding=0, dtype=self.dtype, name=f"conv{i}")(x)
-            x = nn.relu(norm(name=f"norm{i}")(x))
-            if i < 2:
-                x = max_pool_time(x, 2)
+        x = convolutions(mel, self.norm(train), self.dtype)
         return self.head((300, 150))(pool_mean_max(x), train)
+
+
+def convolutions(mel, norm: Callable, dtype):
+    """The three convolutions, as layers of the module that calls: `[batch, positions, 256]`."""
+    x = mel
+    for i, channels in enumerate((128, 128, 256)):
+        x = nn.Conv(channels, (4,), padding=0, dtype=dtype, name=f"conv{i}")(x)
+        x = nn.relu(norm(name=f"norm{i}")(x))
+        if i < 2:
+            x = max_pool_time(x, 2)
+    return x

@@ -12,6 +12,7 @@ Convolutional Neural Networks", Interspeech 2016: a residual connection around t
 | dense 300, ReLU, 150, ReLU, classes | 8 | 153,900 + 45,150 + 1,208 |
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -27,9 +28,14 @@ class BaselineB(Network):
     @nn.compact
     def __call__(self, mel, train: bool):
         """`mel` `[batch, frames, mels] float32` in [-1, 1] to logits `[batch, classes] float32`."""
-        conv = partial(TimeConv, 256, 4, dtype=self.dtype)
-        norm = self.norm(train)
-        a = nn.relu(norm(name="norm0")(conv(name="conv0")(mel)))
-        c = nn.relu(norm(name="norm1")(conv(name="conv1")(pad_time(a, 2))))
-        c = norm(name="norm2")(conv(name="conv2")(pad_time(c, 1)))
-        return self.head((300, 150))(pool_mean_max(nn.relu(a + c)), train)
+        x = convolutions(mel, self.norm(train), self.dtype)
+        return self.head((300, 150))(pool_mean_max(x), train)
+
+
+def convolutions(mel, norm: Callable, dtype):
+    """The residual block, as layers of the module that calls: `[batch, positions, 256]`."""
+    conv = partial(TimeConv, 256, 4, dtype=dtype)
+    a = nn.relu(norm(name="norm0")(conv(name="conv0")(mel)))
+    c = nn.relu(norm(name="norm1")(conv(name="conv1")(pad_time(a, 2))))
+    c = norm(name="norm2")(conv(name="conv2")(pad_time(c, 1)))
+    return nn.relu(a + c)

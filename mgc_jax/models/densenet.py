@@ -74,7 +74,8 @@ class Transition(nn.Module):
 
 
 class DenseNetFeatures(nn.Module):
-    """DenseNet without its classifier: `[batch, height, width, 1]` to `[batch, channels]`."""
+    """DenseNet without its classifier: `[batch, height, width, 1]` to `[batch, channels]`; where it
+    keeps time, to `[batch, height // 32, channels]` (with four blocks)."""
 
     growth_rate: int = 32
     block_sizes: Sequence[int] = (6, 12, 24, 16)
@@ -82,6 +83,7 @@ class DenseNetFeatures(nn.Module):
     initial_features: int = 64
     dtype: jnp.dtype = jnp.float32
     axis_name: str | None = None
+    keeps_time: bool = False
 
     @nn.compact
     def __call__(self, x, train: bool):
@@ -107,7 +109,8 @@ class DenseNetFeatures(nn.Module):
                     moments = tuple(jnp.concatenate(pair, axis=-1) for pair in pairs)
             if i < len(self.block_sizes):
                 x = Transition(self.dtype, norm, name=f"transition{i}")(x, moments)
-        return nn.relu(norm(name="norm5")(x, moments)).mean(axis=(1, 2))
+        x = nn.relu(norm(name="norm5")(x, moments))
+        return x.mean(axis=2 if self.keeps_time else (1, 2))
 
 
 class DenseNet121(Network):

@@ -138,6 +138,19 @@ def examples_figure(examples: Examples) -> Figure:
     return figure
 
 
+def draw_attention(axes: Axes, seconds: np.ndarray, attention: np.ndarray) -> None:
+    """Draws what each head of a network attends to over time.
+
+    Args:
+        axes: to draw on.
+        seconds: `[positions]`, from the start of the clip.
+        attention: `[positions, heads]`, which sums to 1 over positions: drawn as multiples of the
+            same for all.
+    """
+    axes.plot(seconds, attention * len(seconds), linewidth=1)
+    axes.set(xmargin=0, ylabel="attention")
+
+
 def intervals_figure(runs: Sequence[tuple[str, float, Sequence[float], float | None]]) -> Figure:
     """Draws F1 of several runs with their 95% intervals.
 

@@ -79,6 +79,7 @@ error is the mean distance from the diagonal over predictions, in {bins} bins of
 {calibration}
 <h2>Most confident mistakes</h2>{mistakes}
 <h2>What the network sees</h2>{spectrograms}
+{attention}
 <h2>Data</h2><p>{read}</p>{splits}{skipped}
 <h2>How this was made</h2><pre>{command}</pre>{facts}
 <details><summary>All settings</summary><pre>{config}</pre></details>"""
@@ -92,6 +93,7 @@ def write_report(
     data: Mapping,
     run: Mapping,
     names: Mapping[int, str] | None = None,
+    attention: plots.Examples = (),
 ) -> Path:
     """Writes pictures, `run.json` and the page into `workdir`/report, and the model card
     `workdir`/README.md; returns index.html's path.
@@ -105,6 +107,7 @@ def write_report(
         run: command, devices, parameters (count), seconds, flops_per_clip (of a training step, or
             None), versions ({package: version}), finished.
         names: what to call a track id; default: the id.
+        attention: as examples, what a network with attention attends to in them.
 
     Raises:
         InputError: an input file is missing or broken.
@@ -118,6 +121,8 @@ def write_report(
         "reliability": plots.reliability_figure(metrics),
         "spectrograms": plots.examples_figure(examples),
     }
+    if attention:
+        figures["attention"] = plots.examples_figure(attention)
     drawn = {}
     for name, figure in figures.items():
         signals.check()
@@ -262,8 +267,18 @@ def _picture_places(drawn: Mapping[str, bytes]) -> dict[str, str]:
         "spectrograms": page.pictures(
             {"Examples of the network's input over time": drawn["spectrograms"]}
         ),
+        "attention": _attention(drawn),
         "bins": str(CALIBRATION_BINS),
     }
+
+
+def _attention(drawn: Mapping[str, bytes]) -> str:
+    """The picture of a network that has attention, and what it shows."""
+    if "attention" not in drawn:
+        return ""
+    about = "A line for each head: its weights over time, 1 where all positions weigh the same."
+    shown = page.pictures({"Attention over time in the same clips": drawn["attention"]})
+    return f'<h2>What it attends to</h2>{shown}<p class="soft">{about}</p>'
 
 
 def _calibration(metrics: Mapping) -> str:

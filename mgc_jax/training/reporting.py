@@ -15,10 +15,10 @@ from matplotlib.axes import Axes
 from mgc_jax import console, parallel
 from mgc_jax.data.input_pipeline import ClipDataset
 from mgc_jax.data.tracks import read_paths, read_skipped
-from mgc_jax.results import files, report
+from mgc_jax.results import files, plots, report
 from mgc_jax.results.metrics import SplitPredictions
 from mgc_jax.training.augment import augmented_forms
-from mgc_jax.training.network import Network
+from mgc_jax.training.network import Network, load_run
 from mgc_jax.training.run_log import total_seconds
 
 _PACKAGES = (
@@ -62,6 +62,7 @@ def report_run(
     report.write_report(
         workdir,
         examples=_examples(network, dataset, names),
+        attention=_attention(network, workdir, dataset),
         names=names,
         data=_describe_data(network, dataset),
         run={
@@ -112,6 +113,33 @@ def _examples(
         examples.append((f"{names[0]}, {form}", array))
     return [
         (title, functools.partial(feature.plot, values=feature.decode(x))) for title, x in examples
+    ]
+
+
+def _attention(
+    network: Network, workdir: Path, dataset: ClipDataset
+) -> list[tuple[str, Callable[[Axes], None]]]:
+    """What a network that says its attention attends to in a test clip of each genre."""
+
+    def look(variables, *inputs):
+        given = variables, *inputs
+        _, seen = network.module.apply(*given, train=False, mutable=["intermediates"])
+        return seen.get("intermediates", {})
+
+    test = dataset.splits["test"]
+    labels, rows = np.unique(test.labels["label"], return_index=True)
+    stored = test.gather(rows)
+    inputs = network.inputs({f.name: stored[f.name][:, : f.shape[0]] for f in network.features})
+    if "attention" not in jax.eval_shape(look, network.shapes, *inputs.values()):
+        return []
+    seen = jax.jit(look)(load_run(workdir).variables, *inputs.values())
+    seconds = np.asarray(seen["instants"][0]) * network.features[0].audio.clip_seconds
+    return [
+        (
+            dataset.genres[label],
+            functools.partial(plots.draw_attention, seconds=seconds, attention=x),
+        )
+        for label, x in zip(labels, np.asarray(seen["attention"][0]), strict=True)
     ]
 
 

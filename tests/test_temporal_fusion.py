@@ -1,0 +1,158 @@
+"""Fusion over time: positions of the same instant, and what is attended to."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from mgc_jax.data.input_pipeline import open_dataset
+from mgc_jax.errors import InputError
+from mgc_jax.models import create_model
+from mgc_jax.models.baseline_a_1d import WaveformTrunk
+from mgc_jax.models.temporal_fusion import (
+    _PICTURES,
+    _SOUNDS,
+    ResidualTrunk,
+    _Picture,
+    at_instants,
+)
+from mgc_jax.results.files import write_config, write_genres
+from mgc_jax.training.checkpoints import Checkpoints
+from mgc_jax.training.network import Network
+from mgc_jax.training.reporting import _attention
+
+BRANCHES = {
+    **{name: (_Picture(name, jnp.float32, None), (64, 9)) for name in _PICTURES},
+    "trunk": (WaveformTrunk(), (24_000,)),
+    "residual": (ResidualTrunk(), (24_000,)),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in BRANCHES if name != "densenet"])
+def test_positions_see_their_instants(name):
+    """The gradient of a position in the middle is centred on where it is said to be."""
+    module, shape = BRANCHES[name]
+    x = jax.random.normal(jax.random.key(1), (1, *shape))
+    variables = jax.jit(lambda x: module.init(jax.random.key(0), x, train=False))(x)
+    shape_of = jax.eval_shape(lambda x: module.apply(variables, x, train=False), x).shape
+    position = shape_of[1] // 2
+    gradient = jax.jit(
+        jax.grad(lambda x: module.apply(variables, x, train=False)[0, position].sum())
+    )
+    seen = np.abs(np.asarray(gradient(x))[0]).reshape(shape[0], -1).sum(axis=1)
+    places = np.flatnonzero(seen)
+    own = {**_PICTURES, **_SOUNDS}[name].shares(position + 1, shape[0])[-1] * shape[0]
+    # Pools pick single places, so the ends of what is seen are near, not at, those possible.
+    width = places[-1] - places[0] + 1
+    assert abs((places[0] + places[-1]) / 2 - own) <= max(0.6, 0.15 * width)
+
+
+def test_densenets_positions():
+    """32 frames each, the first one centred after 14: a click moves the mean by as much."""
+    assert _PICTURES["densenet"].shares(2, 1).tolist() == [14, 46]
+
+
+@pytest.mark.parametrize("coarse,fine", [(26, 78), (78, 26), (5, 6)])
+def test_the_same_instant_is_side_by_side(coarse, fine):
+    """A ramp in time, as both branches have it, is the same ramp at any instants."""
+    own = (np.arange(fine) + 0.5) / fine
+    wanted = (np.arange(coarse) + 0.5) / coarse
+    found = at_instants(jnp.asarray(own)[None, :, None], own, wanted)[0, :, 0]
+    inside = (wanted > own[1]) & (wanted < own[-2])
+    np.testing.assert_allclose(found[inside], wanted[inside], atol=0.5 / fine)
+    # A click stays where it is.
+    click = np.zeros((1, fine, 1))
+    click[0, fine // 3] = 1
+    found = np.asarray(at_instants(jnp.asarray(click), own, wanted))[0, :, 0]
+    assert abs(wanted[found.argmax()] - own[fine // 3]) <= 0.5 / coarse + 1e-6
+    ones = at_instants(jnp.ones((1, fine, 1)), own, wanted)
+    np.testing.assert_allclose(ones, 1, rtol=1e-5)
+
+
+def small(**overrides):
+    model = create_model("temporal_fusion", 3, width=8, heads=2, **overrides)
+    mel = jax.random.uniform(jax.random.key(1), (2, 40, 20), minval=-1)
+    waveform = jax.random.uniform(jax.random.key(2), (2, 50_000), minval=-1)
+    init = jax.jit(lambda m, w: model.init(jax.random.key(0), m, w, train=False))
+    return model, init(mel, waveform), (mel, waveform)
+
+
+def test_attention_pools_what_it_says():
+    """Logits worked out by hand from the joined positions and the attention."""
+    model, variables, inputs = small()
+    look = functools.partial(
+        model.apply,
+        train=False,
+        mutable=["intermediates"],
+        capture_intermediates=lambda module, _: module.name in ("norm", "classifier"),
+    )
+    logits, seen = jax.jit(look)(variables, *inputs)
+    seen = seen["intermediates"]
+    attention = np.asarray(seen["attention"][0])
+    assert attention.shape == (2, 4, 2)
+    np.testing.assert_allclose(attention.sum(axis=1), 1, rtol=1e-5)
+    joined = np.maximum(np.asarray(seen["norm"]["__call__"][0]), 0)
+    joined = joined.astype(np.float64)
+    scores = joined @ variables["params"]["scores"]["kernel"]
+    expected = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(attention, expected, rtol=1e-4)
+    heads = [(attention[:, :, [h]] * joined[:, :, 4 * h : 4 * h + 4]).sum(axis=1) for h in (0, 1)]
+    pooled = np.concatenate([*heads, joined.max(axis=1)], axis=-1)
+    by_hand = pooled @ variables["params"]["classifier"]["kernel"]
+    np.testing.assert_allclose(logits, by_hand, atol=1e-4)
+
+
+def test_late_fusion_has_the_same_branches():
+    time, late = (jax.eval_shape(lambda f=f: small(fusion=f)[1]) for f in ("time", "late"))
+    for branch in ("picture", "sound"):
+        assert time["params"][branch] == late["params"][branch]
+    assert "scores" in time["params"] and "scores" not in late["params"]
+
+
+def test_all_branches_fit_together():
+    for picture, sound in itertools.product(_PICTURES, _SOUNDS):
+        model = create_model("temporal_fusion", 3, picture=picture, sound=sound)
+        inputs = [jax.ShapeDtypeStruct((2, *s), jnp.float32) for s in ((128, 96), (160_000,))]
+        found, _ = jax.eval_shape(
+            lambda *x, m=model: m.init_with_output(jax.random.key(0), *x, train=False), *inputs
+        )
+        assert found.shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    "overrides,message",
+    [
+        ({"picture": "densnet"}, "did you mean 'densenet'"),
+        ({"fusion": "early"}, "one of time, late"),
+        ({"heads": 3}, "width=8 does not divide by heads=3"),
+    ],
+)
+def test_what_there_is_not(overrides, message):
+    with pytest.raises(InputError, match=message):
+        model = create_model("temporal_fusion", 3, **{"width": 8, **overrides})
+        inputs = jnp.zeros((1, 40, 20)), jnp.zeros((1, 50_000))
+        jax.eval_shape(lambda: model.init(jax.random.key(0), *inputs, train=False))
+
+
+def test_the_report_shows_attention(config, tmp_path):
+    config.model = "temporal_fusion"
+    config.model_overrides.update(width=8, heads=2)
+    dataset = open_dataset(config, ("mel", "waveform"))
+    write_config(tmp_path, config.to_dict())
+    write_genres(tmp_path, dataset.genres)
+    network = Network.from_config(config, dataset.genres)
+    with Checkpoints(tmp_path, writing=True) as checkpoints:
+        checkpoints.save_best(network.init(), {"epoch": 1, "loss": 2.0})
+    found = _attention(network, tmp_path, dataset)
+    assert [title for title, _ in found] == dataset.genres
+    drawn = found[0][1].keywords
+    assert drawn["attention"].shape == (26, 2) and drawn["seconds"][0] == pytest.approx(
+        12 * 10 / 128
+    )
+    config.model = "baseline_a_2d"
+    config.model_overrides = ConfigDict()
+    assert _attention(Network.from_config(config, dataset.genres), tmp_path, dataset) == []
