@@ -21,14 +21,13 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 # Runs from a clone, whether or not the package is installed.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
 from absl import flags
-from sklearn.model_selection import StratifiedGroupKFold
+from folds import Row, folds, read_fma, read_table, write_table
 
 from mgc_jax import cli, console, parallel
 from mgc_jax.data import preparation
@@ -47,17 +46,7 @@ _SEEDS = flags.DEFINE_integer("seeds", 3, "How often folds are drawn.", lower_bo
 _EPOCHS = flags.DEFINE_integer("epochs", 20, "Of a training.", lower_bound=1)
 
 _CONFIGS = {"scratch": "baseline_a_2d", "tuned": "musicnn"}
-_FOLDS = 5
 _RESAMPLES = 2000
-
-
-class Row(NamedTuple):
-    """A track: its file below the audio folder, genre, artist, and FMA's split or an empty one."""
-
-    path: str
-    genre: str
-    artist: str
-    split: str = ""
 
 
 def main(argv: list[str]) -> None:
@@ -65,13 +54,13 @@ def main(argv: list[str]) -> None:
     if bool(_METADATA.value) == bool(_LABELS.value):
         raise InputError("give --metadata_dir or --labels_csv")
     parallel.keep_memory()
-    rows = _read_fma(Path(_METADATA.value)) if _METADATA.value else _read_table(_LABELS.value)
+    rows = read_fma(_METADATA.value, _AUDIO.value) if _METADATA.value else read_table(_LABELS.value)
     out = Path(_OUT.value)
     hits = {}  # of a way and a kind of split: the artists and hits of tracks
     for seed in range(_SEEDS.value):
         for name, kind, splits in _partitions(rows, seed):
             table = out / f"{name}.csv"
-            _write_table(table, rows, splits)
+            write_table(table, rows, splits)
             for way in _WAYS.value:
                 workdir = out / "runs" / f"{way}-{name}-seed{seed}"
                 if not files.has_report(workdir):
@@ -86,14 +75,7 @@ def _partitions(rows: Sequence[Row], seed: int) -> list[tuple[str, str, list[str
     found = []
     if all(row.split for row in rows):
         found.append(("own", "own", [row.split for row in rows]))
-    folds = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=seed)
-    genres = [row.genre for row in rows]
-    fold = np.zeros(len(rows), int)
-    for number, (_, test) in enumerate(folds.split(rows, genres, [row.artist for row in rows])):
-        fold[test] = number
-    for number in range(_FOLDS):
-        parts = {number: "test", (number + 1) % _FOLDS: "validation"}
-        splits = [parts.get(int(f), "train") for f in fold]
+    for number, splits in enumerate(folds(rows, seed)):
         found.append((f"folds{seed}_{number}", "folds", splits))
     return found
 
@@ -133,46 +115,6 @@ def _print_table(hits: dict[tuple[str, str], list[tuple[str, bool]]]) -> None:
         low, high = interval(draws @ right / (draws @ count))
         top1 = right.sum() / count.sum()
         print(f"| {way} | {kind} | {len(rows)} | {top1:.3f} | {low:.3f} to {high:.3f} |")
-
-
-def _read_fma(folder: Path) -> list[Row]:
-    """The tracks of FMA small with a genre."""
-    with open(folder / "tracks.csv", newline="", encoding="utf-8") as file:
-        first, second, _, *lines = csv.reader(file)
-    columns = {pair: place for place, pair in enumerate(zip(first, second, strict=True))}
-    rows = []
-    for line in lines:
-        track = int(line[0])
-        split, subset, artist, genre = (
-            line[columns[pair]]
-            for pair in (
-                ("set", "split"),
-                ("set", "subset"),
-                ("artist", "name"),
-                ("track", "genre_top"),
-            )
-        )
-        path = f"{track // 1000:03d}/{track:06d}.mp3"
-        if subset == "small" and genre and (Path(_AUDIO.value) / path).exists():
-            split = "train" if split == "training" else split
-            rows.append(Row(path, genre, artist, split))
-    return rows
-
-
-def _read_table(path: str) -> list[Row]:
-    with open(path, newline="", encoding="utf-8") as file:
-        return [Row(r["path"], r["genre"], r["artist"]) for r in csv.DictReader(file)]
-
-
-def _write_table(path: Path, rows: Sequence[Row], splits: Sequence[str]) -> None:
-    """What `prepare --labels_csv` reads."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "genre", "split"])
-        writer.writerows(
-            (row.path, row.genre, split) for row, split in zip(rows, splits, strict=True)
-        )
 
 
 if __name__ == "__main__":

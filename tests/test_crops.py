@@ -9,16 +9,17 @@ from jax import export as jax_export
 
 import mgc_jax
 from mgc_jax import parallel
-from mgc_jax.configs import default
+from mgc_jax.configs import default, recipe
 from mgc_jax.data import audio, preparation
 from mgc_jax.data.clips import iter_clips
 from mgc_jax.data.input_pipeline import open_dataset
 from mgc_jax.errors import InputError
 from mgc_jax.exporter import export_run
+from mgc_jax.models import MODELS
 from mgc_jax.results.files import write_config, write_genres
 from mgc_jax.training.augment import Augmenter
 from mgc_jax.training.claim import check_config
-from mgc_jax.training.crops import random_stretches
+from mgc_jax.training.crops import places, random_stretches
 from mgc_jax.training.network import Network, load_run
 from mgc_jax.training.step import compile_predict_step, create_train_state, train_step
 
@@ -162,6 +163,12 @@ def test_stretches_of_clips_on_the_devices_are_the_same(tracks, tmp_path, monkey
         load_run(tmp_path / "run").variables,
         load_run(whole).variables,
     )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_recipe_takes_any_network(name):
+    network = Network.from_config(recipe.get_config(name), ["one", "other"])
+    assert network.features[0].audio.clip_seconds == 10 and places(network) > 250
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The report page: what it shows, what it escapes, and what it says when an input is missing."""
 
 import csv
+import functools
 import json
 import re
 import subprocess
@@ -91,17 +92,19 @@ def _data(**changes) -> dict:
     return used | {"tracks_listed": 6416, "tracks_used": 6414, "skipped": []} | changes
 
 
+_RUN = {
+    "command": "train --workdir <here>",
+    "devices": "1 x cpu",
+    "parameters": 661058,
+    "seconds": 3723.4,
+    "flops_per_clip": 2.5e9,
+    "versions": {"jax": "0.10.2"},
+    "finished": "2026-01-01 12:00 UTC",
+}
+
+
 def _write(workdir: Path, **changes) -> str:
-    run = {
-        "command": "train --workdir <here>",
-        "devices": "1 x cpu",
-        "parameters": 661058,
-        "seconds": 3723.4,
-        "flops_per_clip": 2.5e9,
-        "versions": {"jax": "0.10.2"},
-        "finished": "2026-01-01 12:00 UTC",
-    }
-    path = report.write_report(workdir, examples=_examples(), data=_data(**changes), run=run)
+    path = report.write_report(workdir, examples=_examples(), data=_data(**changes), run=_RUN)
     assert path == workdir / "report" / "index.html"
     return path.read_text(encoding="utf-8")
 
@@ -353,6 +356,20 @@ def test_examples_are_laid_out_and_have_one_scale():
     assert picture.get_title(loc="left") == "a log-mel of $ome & <b>"
     assert figure.axes[-1].get_ylabel() == "dB"
     page_module.png(plots.examples_figure([]))
+
+
+def test_attention_is_drawn_where_there_is_some(workdir):
+    """Two heads, the second of which looks at the third of four positions alone."""
+    seconds = np.array([1.0, 2.0, 3.0, 4.0])
+    attention = np.array([[0.25, 0], [0.25, 0], [0.25, 1], [0.25, 0]])
+    draw = functools.partial(plots.draw_attention, seconds=seconds, attention=attention)
+    axes = plots.examples_figure([("Jazz", draw)]).axes[0]
+    assert [line.get_ydata().tolist() for line in axes.lines] == [[1, 1, 1, 1], [0, 0, 4, 0]]
+    assert axes.lines[0].get_xdata().tolist() == [1, 2, 3, 4]
+    assert "What it attends to" not in _write(workdir)
+    report.write_report(workdir, examples=[], data=_data(), run=_RUN, attention=[("Jazz", draw)])
+    assert "What it attends to" in (workdir / "report" / "index.html").read_text(encoding="utf-8")
+    assert (workdir / "report" / "attention.png").exists()
 
 
 @pytest.mark.parametrize("name", ["config.json", "genres.json", "report/metrics.json"])
