@@ -261,3 +261,21 @@ def test_flac_and_ogg_behind_a_tag(tmp_path):
         content = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(id3(bytes(3000)) + content)
         assert len(load_audio(tmp_path / name, RATE)) / RATE == pytest.approx(6, abs=0.01)
+
+
+@pytest.mark.parametrize("read", [2**18, 1000, 9])  # bytes at once: a head lies across two reads
+def test_joined_flacs_are_read_whole(tmp_path, monkeypatch, read):
+    """Each as by itself, whatever its rate and channels; a tag may lie before any of them."""
+    monkeypatch.setattr("mgc_jax.data.kinds._READ", read)
+    contents, alone = [], []
+    for i, (rate, channels) in enumerate(((44100, 2), (16000, 1), (48000, 2))):
+        path = tmp_path / f"{i}.flac"
+        write_audio(path, 1.0 + i, rate, channels, seed=i)
+        contents.append(path.read_bytes())
+        alone.append(load_audio(path, RATE))
+    joined = tmp_path / "joined.flac"
+    joined.write_bytes(contents[0] + id3(bytes(50)) + contents[1] + contents[2])
+    np.testing.assert_array_equal(load_audio(joined, RATE), np.concatenate(alone))
+    joined.write_bytes(id3(bytes(50)) + contents[2] + contents[0][:5000])
+    with pytest.raises(DamagedError, match="damaged in stream 2|damaged after"):
+        load_audio(joined, RATE)

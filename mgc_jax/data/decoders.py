@@ -91,8 +91,8 @@ def open_audio(path: str | os.PathLike) -> Iterator[Decoded]:
         path: local, or with a scheme that etils.epath knows (`gs://`).
 
     Yields:
-        Its parts, each to be read before the next: one, but for a chained Ogg, whose streams may
-        have different rates and channels.
+        Its parts, each to be read before the next: one, but for a chained Ogg and joined FLACs,
+        whose streams may have different rates and channels.
 
     Raises:
         InputError: the file is missing, empty, not a regular file or unreadable; from the blocks

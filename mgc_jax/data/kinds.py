@@ -7,6 +7,7 @@ tell their length, several files joined into one. Nothing is decoded here.
 import functools
 import itertools
 import os
+import re
 import struct
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
@@ -29,6 +30,9 @@ FOR_FFMPEG = {
 }
 # First bytes of what libsndfile reads if it knows the codec inside; FFmpeg knows more of them.
 FOR_BOTH = (b"OggS", b"RIFF", b"caff", b"FORM")
+
+# The beginning of FLAC: its name, and the head of a block that tells of the stream (34 bytes).
+_FLAC_HEAD = re.compile(rb"fLaC[\0\x80]\0\0\x22")
 
 # Of MPEG audio. kbit/s by version (2.5 as 2) and layer; Hz of version 1; both by their index.
 _BITRATES = {
@@ -68,7 +72,7 @@ class _Frame(NamedTuple):
 
 
 def find_parts(file: BinaryIO) -> list[Part]:
-    """The parts of a file: one, or several of a chained Ogg.
+    """The parts of a file: one, or several of a chained Ogg and of joined FLACs.
 
     Args:
         file: at any place; it is left at any place.
@@ -83,6 +87,11 @@ def find_parts(file: BinaryIO) -> list[Part]:
         return [
             Part(begin, after, _ogg_reader(file, begin))
             for begin, after in itertools.pairwise([*starts, end])
+        ]
+    if head.startswith(b"fLaC"):
+        starts = [start, *_flac_starts(file, start + 4)]
+        return [
+            Part(begin, after, "libsndfile") for begin, after in itertools.pairwise([*starts, end])
         ]
     if head.startswith(FOR_BOTH):
         return [Part(start, end, "both")]
@@ -176,6 +185,14 @@ def _ogg_starts(file: BinaryIO, place: int) -> Iterator[int]:
             yield place
         begun = not begins
         place += 27 + header[26] + sum(file.read(header[26]))
+
+
+def _flac_starts(file: BinaryIO, place: int) -> Iterator[int]:
+    """Where further FLACs begin: eight bytes that sound has once in 2**63 places."""
+    while len(data := _read_at(file, place, _READ)) >= 8:
+        for found in _FLAC_HEAD.finditer(data):
+            yield place + found.start()
+        place += len(data) - 7
 
 
 def _ogg_reader(file: BinaryIO, start: int) -> str:
