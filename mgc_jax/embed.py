@@ -68,7 +68,7 @@ def _embed(
     predictor: "Predictor", files: Mapping[str, tuple[int, int]], index: "GrowingIndex"
 ) -> None:
     """Adds the files that the index lacks; says which cannot be used."""
-    from mgc_jax.library import following
+    from mgc_jax.library import ISOLATED_FROM, following
 
     stamps = {path: stamp for path, stamp in files.items() if not index.has(path)}
     if len(stamps) < len(files):
@@ -76,7 +76,9 @@ def _embed(
         console.log.info("%d of %d files are done already: going on", done, len(files))
         for path, error in index.errors(set(files) - set(stamps)).items():
             console.report_bad(path, error)
-    for result in following(predictor.stream_embeddings(stamps), stamps, "embedding"):
+    isolated = len(stamps) >= ISOLATED_FROM
+    embed = predictor.stream_embeddings_isolated if isolated else predictor.stream_embeddings
+    for result in following(embed(stamps), stamps, "embedding"):
         index.add(result.source, stamps[result.source], result.vector, result.error)
         if result.error is not None:
             console.report_bad(result.source, result.error)

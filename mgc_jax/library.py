@@ -16,6 +16,10 @@ from mgc_jax.data.opening import find_files
 from mgc_jax.errors import InputError
 from mgc_jax.files import stamp_of
 
+# From so many files on, worker processes decode: a decoder that crashes or hangs then costs its
+# file alone. Of 1,000 MP3s of 30 s their start takes 3% of the CPU time, passing on the clips 4%.
+ISOLATED_FROM = 1000
+
 
 class _Answer(Protocol):
     """What is said of a file: a Prediction, an Embedding."""

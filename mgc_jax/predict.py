@@ -149,9 +149,12 @@ def _answers(
         files: their paths, with their stamps.
         plotted: names of pictures that are taken.
     """
-    from mgc_jax.library import following
+    from mgc_jax.library import ISOLATED_FROM, following
 
-    results = predictor.stream(files, spectrograms=bool(FLAGS.plot))
+    if FLAGS.plot or len(files) < ISOLATED_FROM:
+        results = predictor.stream(files, spectrograms=bool(FLAGS.plot))
+    else:
+        results = predictor.stream_isolated(files)
     for result in following(results, files, "predicting"):
         if result.error is not None:
             console.report_bad(result.source, result.error)

@@ -19,18 +19,17 @@ import hashlib
 import itertools
 import math
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 
 import jax
 import numpy as np
 
 from mgc_jax import parallel, signals
-from mgc_jax.data.clips import Clip, encode_clips
+from mgc_jax.data.clips import Clip, encode_clips, iter_clips
 from mgc_jax.data.features import Mel
 from mgc_jax.data.opening import Clips, Source, open_sources
-from mgc_jax.data.opening import find_files as find_files  # the commands take it from here
 from mgc_jax.data.picture import Picture
+from mgc_jax.decoding import Track, decode
 from mgc_jax.errors import InputError, choices
 from mgc_jax.results.calibration import apply_temperature
 from mgc_jax.results.files import read_known
@@ -40,9 +39,9 @@ from mgc_jax.training import embedding
 from mgc_jax.training.network import TrainedRun, load_run
 from mgc_jax.training.public_weights import PUBLIC_WEIGHTS, is_public, load_public
 from mgc_jax.training.step import compile_predict_step
+from mgc_jax.workers import Streams
 
 DEMO_NOTICE = "trained on synthesised music: what it says of real music means nothing"
-_CHUNK = 8  # clips that a thread decodes before it turns to the next file
 
 
 def load(
@@ -153,25 +152,6 @@ class Embedding:
     vector: np.ndarray | None = None
 
 
-@dataclasses.dataclass
-class _Track:
-    """A source on its way through the decoder and the network."""
-
-    name: str
-    clips: Generator[Clip, None, int]  # those still to decode
-    picture: Picture | None = None  # that they draw as they are decoded
-    count: int = 0  # decoded ones
-    decoded: bool = False
-    silent: int = 0  # clips without signal
-    error: str | None = None
-    starts: list[float] = dataclasses.field(default_factory=list)
-    rows: list[np.ndarray] = dataclasses.field(default_factory=list)  # the network's, one a clip
-
-    @property
-    def finished(self) -> bool:
-        return self.error is not None or (self.decoded and self.count == len(self.rows))
-
-
 class Predictor:
     """A trained network, with the features that it was trained on."""
 
@@ -253,8 +233,12 @@ class Predictor:
     ) -> Iterator[Prediction]:
         """As `predict`, one result after the other as soon as it is there."""
         opened = open_sources(sources, sample_rate, self._audio)
-        tracks = self._run(self._predict_step, opened, pictures=spectrograms)
-        yield from map(self._result, tracks)
+        tracks = (self._open(name, clips, spectrograms) for name, clips in opened)
+        yield from map(self._result, self._run(self._predict_step, tracks))
+
+    def stream_isolated(self, paths: Iterable[str]) -> Iterator[Prediction]:
+        """As `stream`, of files, which worker processes decode: see `_isolated`."""
+        yield from map(self._result, self._isolated(self._predict_step, paths))
 
     def embed(
         self, sources: Source | Iterable[Source], sample_rate: int | None = None
@@ -271,12 +255,12 @@ class Predictor:
     ) -> Iterator[Embedding]:
         """As `embed`, one result after the other as soon as it is there."""
         opened = open_sources(sources, sample_rate, self._audio)
-        for track in self._run(self._embed_step, opened):
-            if track.error is not None:
-                yield Embedding(track.name, track.error)
-            else:
-                mean = np.mean(track.rows, axis=0, dtype=np.float64)
-                yield Embedding(track.name, vector=mean.astype(np.float32))
+        tracks = (self._open(name, clips, False) for name, clips in opened)
+        yield from map(_embedding, self._run(self._embed_step, tracks))
+
+    def stream_embeddings_isolated(self, paths: Iterable[str]) -> Iterator[Embedding]:
+        """As `stream_embeddings`, of files, which worker processes decode: see `_isolated`."""
+        yield from map(_embedding, self._isolated(self._embed_step, paths))
 
     @functools.cached_property
     def embedding_size(self) -> int:
@@ -306,41 +290,44 @@ class Predictor:
         embedding.size_of(self._network)  # fails with one line where there is no classifier
         return embedding.compile_embed_step(self._network)
 
-    def _run(
-        self,
-        step: Callable,
-        opened: Iterator[tuple[str, Clips]],
-        pictures: bool = False,
-    ) -> Iterator[_Track]:
-        """Takes all sources through the network.
+    def _isolated(self, step: Callable, paths: Iterable[str]) -> Iterator[Track]:
+        """As `_run`, of files that worker processes decode.
+
+        A decoder that crashes, or gives nothing for a minute, then costs its file alone. Starting
+        the processes takes each of them half a second.
+        """
+        encode = functools.partial(iter_clips, features=self._network.stored, precision=np.float64)
+        with Streams(encode) as streams:
+            yield from self._run(step, (Track(path, streams.run(path)) for path in paths))
+
+    def _run(self, step: Callable, tracks: Iterator[Track]) -> Iterator[Track]:
+        """Takes all tracks through the network.
 
         Args:
             step: `(variables, stored) -> [batch, width]`, compiled.
-            opened: names of sources, and their clips.
-            pictures: whether to draw a spectrogram of each.
+            tracks: to be decoded.
 
         Yields:
             Each track, in order, with its rows or its error, as soon as all its clips are done.
         """
-        tracks = (self._open(name, clips, pictures) for name, clips in opened)
         unfinished = collections.deque()  # in the order asked for
-        for track, clip, row in self._run_network(step, _decode(tracks, unfinished)):
+        for track, clip, row in self._run_network(step, decode(tracks, unfinished)):
             track.rows.append(row)
             track.starts.append(clip.start)
             while unfinished and unfinished[0].finished:
                 yield unfinished.popleft()
         yield from unfinished
 
-    def _open(self, name: str, clips: Clips, pictured: bool) -> _Track:
+    def _open(self, name: str, clips: Clips, pictured: bool) -> Track:
         picture = Picture(self._mel) if pictured else None
         if picture:
             clips = picture.follow(clips)
         # In float64, so that an exported network gives the same numbers.
-        return _Track(name, encode_clips(clips, self._network.stored, np.float64), picture)
+        return Track(name, encode_clips(clips, self._network.stored, np.float64), picture)
 
     def _run_network(
-        self, step: Callable, clips: Iterator[tuple[_Track, Clip]]
-    ) -> Iterator[tuple[_Track, Clip, np.ndarray]]:
+        self, step: Callable, clips: Iterator[tuple[Track, Clip]]
+    ) -> Iterator[tuple[Track, Clip, np.ndarray]]:
         """Adds each clip's row of the step; one batch runs while the next is decoded.
 
         The last batch is filled up, so that there is one shape.
@@ -359,7 +346,7 @@ class Predictor:
         for last in running:
             yield from _fetch(*last)
 
-    def _result(self, track: _Track) -> Prediction:
+    def _result(self, track: Track) -> Prediction:
         """What is said of a track whose clips have all been through the network."""
         if track.error is not None:
             return Prediction(track.name, track.error)
@@ -392,53 +379,16 @@ class Predictor:
         )
 
 
-def _decode(
-    tracks: Iterable[_Track], unfinished: collections.deque
-) -> Iterator[tuple[_Track, Clip]]:
-    """Clips of all tracks, decoded by threads some chunks ahead; a track's clips are in order.
-
-    Args:
-        tracks: decoded one for each thread at a time, and one more.
-        unfinished: gets each track as its decoding starts.
-    """
-    # Those that this process may use, where the system tells.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    tracks = iter(tracks)
-    pending = collections.deque()
-    with ThreadPoolExecutor(cores) as pool:
-        while True:
-            for track in itertools.islice(tracks, cores + 1 - len(pending)):
-                unfinished.append(track)
-                pending.append((track, pool.submit(_next_clips, track)))
-            if not pending:
-                return
-            track, future = pending.popleft()
-            try:
-                clips = future.result()
-            except InputError as error:
-                track.error = str(error)
-                continue
-            track.count += len(clips)
-            if not track.decoded:
-                pending.append((track, pool.submit(_next_clips, track)))
-            yield from ((track, clip) for clip in clips)
-
-
-def _next_clips(track: _Track) -> list[Clip]:
-    """The next clips of a track; after the last one, says of it that all are decoded."""
-    clips = []
-    while len(clips) < _CHUNK:
-        try:
-            clips.append(next(track.clips))
-        except StopIteration as end:
-            track.silent = end.value
-            track.decoded = True
-            break
-    return clips
+def _embedding(track: Track) -> Embedding:
+    """What is said of a track whose clips have all been through the network."""
+    if track.error is not None:
+        return Embedding(track.name, track.error)
+    mean = np.mean(track.rows, axis=0, dtype=np.float64)
+    return Embedding(track.name, vector=mean.astype(np.float32))
 
 
 def _fetch(
-    batch: list[tuple[_Track, Clip]], rows: jax.Array
-) -> Iterator[tuple[_Track, Clip, np.ndarray]]:
+    batch: list[tuple[Track, Clip]], rows: jax.Array
+) -> Iterator[tuple[Track, Clip, np.ndarray]]:
     for (track, clip), row in zip(batch, np.asarray(rows), strict=False):
         yield track, clip, row

@@ -102,7 +102,7 @@ def _make_plan(
 ) -> tuple[list["Proposal"], int]:
     """Hears the files and prints what is proposed, row by row; also how many were bad."""
     from mgc_jax import tagging
-    from mgc_jax.library import following
+    from mgc_jax.library import ISOLATED_FROM, following
 
     names = {genre: genre for genre in predictor.genres}
     if FLAGS.names:
@@ -113,7 +113,9 @@ def _make_plan(
     print(f"{'':7}{'proposed':{width}}  {'now':16}  {'to be written':20}  file")
     plan = []
     failed = 0
-    for result in following(predictor.stream(files), files, "hearing"):
+    isolated = len(files) >= ISOLATED_FROM
+    results = predictor.stream_isolated(files) if isolated else predictor.stream(files)
+    for result in following(results, files, "hearing"):
         if result.error is not None:
             failed += 1
             plan.append(tagging.Proposal(result.source, "", "", 0.0, result.error))

@@ -1,11 +1,11 @@
-"""A function over many items in worker processes, any of which may be killed or crash."""
+"""Functions and generators over many items in worker processes, which may be killed or crash."""
 
 import collections
 import contextlib
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -157,6 +157,121 @@ def _run(function: Callable, items: Iterable, workers: int) -> Iterator[tuple[An
                     yield answer
     finally:
         pool.close()
+
+
+class Streams:
+    """Generators that run in worker processes, any of which may be killed or crash.
+
+    A process has one item at a time, and runs ahead of who reads by what its pipe holds. Several
+    threads may read, each of another item.
+    """
+
+    def __init__(self, function: Callable[[Any], Generator[Any, None, Any]]):
+        """Starts nothing yet.
+
+        Args:
+            function: of one item; a picklable one of a light module, which every process imports.
+        """
+        self._function = function
+        self._idle = []  # processes and connections
+        self._processes = []
+        self._closed = False
+
+    def __enter__(self) -> "Streams":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ends all processes."""
+        self._closed = True
+        for process in self._processes:
+            process.kill()
+            process.join()
+
+    def run(self, item: Any) -> Generator[Any, None, Any]:
+        """What the function yields of an item, and returns, or the exception that it raises.
+
+        An item whose process ends is tried once more, in another process.
+
+        Raises:
+            InputError: that process ended, too.
+        """
+        given = 0
+        kind = value = process = None
+        for _ in range(2):
+            process, connection = self._idle.pop() if self._idle else self._start()
+            kind = None
+            try:
+                for kind, value in _ask(connection, (item, given)):
+                    if kind == "piece":
+                        given += 1
+                        yield value
+            finally:
+                if kind in ("end", "error"):
+                    self._idle.append((process, connection))
+                else:  # it has ended, or nobody wants to hear the rest
+                    process.join(1 if kind == "lost" else 0)
+                    process.kill()
+                    process.join()
+                    with contextlib.suppress(OSError):  # where garbage is collected, it may be
+                        connection.close()
+            if kind == "end":
+                return value
+            if kind == "error":
+                raise value
+        raise InputError(f"its process ended twice: {_how(process)}")
+
+    def _start(self) -> tuple[Any, Connection]:
+        if self._closed:
+            raise InputError("no more is to be done")
+        ours, theirs = _CONTEXT.Pipe()
+        arguments = (theirs, self._function)
+        process = _CONTEXT.Process(target=_serve_streams, args=arguments, daemon=True)
+        with signals.kept_from_children():
+            process.start()
+        self._processes.append(process)
+        theirs.close()  # the process has the only one, so that its death is seen as the end
+        return process, ours
+
+
+def _ask(connection: Connection, request: tuple[Any, int]) -> Iterator[tuple[str, Any]]:
+    """What a process answers: each `piece`, then `end` or `error` with a value; or `lost`."""
+    try:
+        connection.send(request)
+        kind = "piece"
+        while kind == "piece":
+            kind, value = connection.recv()
+            yield kind, value
+    except (EOFError, OSError):
+        yield "lost", None
+
+
+def _serve_streams(
+    connection: Connection, function: Callable[[Any], Generator[Any, None, Any]]
+) -> None:
+    """A worker of `Streams`, until the parent closes the pipe or is gone."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders talk there
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            item, skipped = connection.recv()
+            for number, answer in enumerate(_told(function, item)):
+                if answer[0] != "piece" or number >= skipped:
+                    connection.send(answer)
+
+
+def _told(
+    function: Callable[[Any], Generator[Any, None, Any]], item: Any
+) -> Iterator[tuple[str, Any]]:
+    """What `_ask` gives of an item."""
+    try:
+        pieces = function(item)
+        while True:
+            yield "piece", next(pieces)
+    except StopIteration as end:
+        yield "end", end.value
+    except (InputError, OSError) as error:
+        yield "error", error
+    except Exception as error:
+        yield "error", InputError(f"{type(error).__name__}: {error}")
 
 
 def _how(process: multiprocessing.Process) -> str:

@@ -16,6 +16,7 @@ from conftest import write_audio
 import mgc_jax
 from mgc_jax import console
 from mgc_jax.answers import GrowingTable
+from mgc_jax.data.clips import iter_clips
 from mgc_jax.errors import InputError
 from mgc_jax.library import find_songs, following
 from mgc_jax.predictor import Prediction
@@ -59,6 +60,7 @@ PREDICT_AND_DIE = """
 import os, signal
 from mgc_jax import cli
 from mgc_jax.answers import GrowingTable
+from mgc_jax.data.clips import iter_clips
 add, done = GrowingTable.add, []
 def add_four(*arguments):
     add(*arguments)
@@ -298,6 +300,46 @@ def test_bar_counts_bytes(tmp_path, monkeypatch):
         seen.append(bars[0].n)
     assert seen == [0, 100] and bars[0].n == bars[0].total == 1000
     assert bars[0].smoothing == 0 and "2/2 files" in str(bars[0])
+
+
+def crashing(path, **settings):
+    """As the decoder, but for one file, after whose first clip it crashes."""
+    clips = iter_clips(path, **settings)
+    if path.endswith("three.flac"):
+        yield next(clips)
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return (yield from clips)
+
+
+def test_a_decoder_that_crashes_costs_one_file(network, library, monkeypatch):
+    """The others' answers and vectors are what threads give."""
+    songs = list(find_songs([str(library)], None))
+    plain = list(network.stream(songs))
+    monkeypatch.setattr("mgc_jax.predictor.iter_clips", crashing)
+    for result, expected in zip(network.stream_isolated(songs), plain, strict=True):
+        assert result.source == expected.source
+        if result.source.endswith("three.flac"):
+            assert result.error.startswith("its process ended twice: SIGSEGV")
+        else:
+            assert result.error == expected.error
+            np.testing.assert_allclose(result.timeline, expected.timeline, atol=1e-6)
+            assert result.silent_clips == expected.silent_clips
+    vectors = list(network.stream_embeddings_isolated(songs[:2]))
+    for result, expected in zip(vectors, network.embed(songs[:2]), strict=True):
+        np.testing.assert_allclose(result.vector, expected.vector, atol=1e-5)
+
+
+def test_many_files_are_decoded_by_processes(workdir, library, tmp_path):
+    """No answer changes; the command ends with all its processes."""
+    code = "from mgc_jax import cli, library; library.ISOLATED_FROM = 3; cli.run('predict')"
+    flags = (f"--workdir={workdir}", "--format=json", library / "a", library / "b")
+    done = Python("-c", code, *flags).finish()
+    plain = call("predict", *flags)
+    assert done.returncode == plain.returncode == 1, done.stderr
+    for line, expected in zip(done.stdout.splitlines(), plain.stdout.splitlines(), strict=True):
+        found, expected = json.loads(line), json.loads(expected)
+        assert without(found, "probabilities") == without(expected, "probabilities")
+        assert found.get("probabilities") == pytest.approx(expected.get("probabilities"), abs=1e-6)
 
 
 @pytest.mark.parametrize(

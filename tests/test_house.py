@@ -55,7 +55,7 @@ def room_of(module: str) -> str:
         return "ground"
     return (
         "predictor"
-        if first in ("predictor", "answers", "timeline", "exporter", "__init__")
+        if first in ("predictor", "answers", "decoding", "timeline", "exporter", "__init__")
         else first
     )
 

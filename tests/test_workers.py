@@ -10,7 +10,7 @@ import pytest
 
 from mgc_jax import workers
 from mgc_jax.errors import InputError
-from mgc_jax.workers import run_all, watched
+from mgc_jax.workers import Streams, run_all, watched
 
 
 def act(item):
@@ -96,3 +96,60 @@ class CannotBeLoaded:
 def test_workers_that_cannot_start():
     with pytest.raises(InputError, match="no worker can start: exit code 7"):
         list(run_all(CannotBeLoaded(), ["a"], 1))
+
+
+def letters(item):
+    """The item's letters, each after what it makes its worker do; and their number."""
+    word, _, folder = item.partition(":")
+    for letter in word:
+        if letter in "!?":
+            act({"!": "crashes", "?": f"once:{folder}"}[letter])
+        if letter == "%":
+            act("hangs")
+        if letter == "/":
+            raise InputError("no letter")
+        if letter == "0":
+            raise ZeroDivisionError("by nought")
+        yield letter
+    return len(word)
+
+
+def told(stream):
+    """What a stream gives, and what it returns or raises."""
+    found = ""
+    while True:
+        try:
+            found += next(stream)
+        except StopIteration as end:
+            return found, end.value
+        except InputError as error:
+            return found, str(error)
+
+
+def test_streams_give_what_generators_give(tmp_path):
+    crashed = "its process ended twice: SIGSEGV (a crash in the decoder?)"
+    expected = {
+        "abc": ("abc", 3),
+        "": ("", 0),
+        "ab!c": ("ab", crashed),
+        f"ab?c:{tmp_path}": ("ab?c", 4),  # crashes once: what was given is not given again
+        "ab/c": ("ab", "no letter"),
+        "a0": ("a", "ZeroDivisionError: by nought"),
+        "x%": ("x", "its process ended twice: SIGALRM (the decoder gave nothing for 60 s)"),
+        "de": ("de", 2),
+    }
+    with Streams(letters) as streams:
+        assert {item: told(streams.run(item)) for item in expected} == expected
+        # Several at once, one of which nobody reads to its end.
+        some = [streams.run(item) for item in ("fgh", "i" * 1000, "jkl")]
+        assert [next(stream) for stream in some] == ["f", "i", "j"]
+        some[1].close()
+        assert [told(stream) for stream in (some[0], some[2])] == [("gh", 3), ("kl", 3)]
+        assert told(streams.run("mn")) == ("mn", 2)
+        processes = multiprocessing.active_children()
+        assert len(processes) == 2  # the one that nobody read was ended, the others are used again
+        left = streams.run("op")
+        next(left)
+    assert not set(multiprocessing.active_children()) & set(processes)
+    with pytest.raises(InputError, match="no more is to be done"):
+        next(streams.run("q"))

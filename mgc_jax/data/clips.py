@@ -29,12 +29,15 @@ class Clip(NamedTuple):
     features: dict[str, np.ndarray]
 
 
-def iter_clips(path: str, features: Sequence[Feature]) -> Generator[Clip, None, int]:
+def iter_clips(
+    path: str, features: Sequence[Feature], precision: type[np.floating] = np.float32
+) -> Generator[Clip, None, int]:
     """Decodes one file and computes the stored features of its clips, in bounded memory.
 
     Args:
         path: the audio file.
         features: what to store of each clip.
+        precision: see `encode_clips`.
 
     Yields:
         At least one clip; those without signal are passed over.
@@ -45,7 +48,7 @@ def iter_clips(path: str, features: Sequence[Feature]) -> Generator[Clip, None, 
     Raises:
         InputError: the file cannot be used; the message is the reason. It may come after clips.
     """
-    return encode_clips(_read_clips(path, features[0].audio), features)
+    return encode_clips(_read_clips(path, features[0].audio), features, precision)
 
 
 def encode_clips(
