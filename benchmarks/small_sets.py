@@ -11,8 +11,14 @@ same command goes on.
 Prints track-level top-1: the mean over seeds and tracks, and its 95% interval, bootstrapped over
 artists. --ways names what is compared:
 
-scratch    configs/baseline_a_2d.py as it is: the source's recipe
-tuned      configs/musicnn.py: musicnn from msd_musicnn
+scratch       configs/baseline_a_2d.py as it is: the source's recipe
+tuned         configs/musicnn.py: musicnn from msd_musicnn
+probe_msd     configs/probe.py: a head on msd_musicnn as it is
+probe_mtt     the same on mtt_musicnn
+probe_both    the same on both
+
+All partitions of the probes share one pass through the networks: a track's statistics are the same
+whatever split it is in.
 """
 
 import csv
@@ -30,11 +36,16 @@ from absl import flags
 from folds import Row, folds, read_fma, read_table, write_table
 
 from mgc_jax import cli, console, parallel
-from mgc_jax.data import preparation
+from mgc_jax.data import preparation, shards
+from mgc_jax.data.input_pipeline import open_dataset
+from mgc_jax.data.tracks import read_paths
 from mgc_jax.errors import InputError
 from mgc_jax.models import inputs_of
 from mgc_jax.results import files
 from mgc_jax.results.metrics import interval, track_predictions
+from mgc_jax.training.heads import TrackStatistics, decide, fit_head
+from mgc_jax.training.network import Network
+from mgc_jax.training.probing import compute_statistics, load_frozen, probe_config
 from mgc_jax.training.train import train_and_evaluate
 
 _AUDIO = flags.DEFINE_string("audio_dir", None, "Folder of audio files.", required=True)
@@ -46,7 +57,15 @@ _SEEDS = flags.DEFINE_integer("seeds", 3, "How often folds are drawn.", lower_bo
 _EPOCHS = flags.DEFINE_integer("epochs", 20, "Of a training.", lower_bound=1)
 
 _CONFIGS = {"scratch": "baseline_a_2d", "tuned": "musicnn"}
+_PROBES = {
+    "probe_msd": ["msd_musicnn"],
+    "probe_mtt": ["mtt_musicnn"],
+    "probe_both": ["msd_musicnn", "mtt_musicnn"],
+}
 _RESAMPLES = 2000
+
+
+Hits = list[tuple[str, bool]]  # artist of each test track, and whether it was told right
 
 
 def main(argv: list[str]) -> None:
@@ -56,12 +75,18 @@ def main(argv: list[str]) -> None:
     parallel.keep_memory()
     rows = read_fma(_METADATA.value, _AUDIO.value) if _METADATA.value else read_table(_LABELS.value)
     out = Path(_OUT.value)
-    hits = {}  # of a way and a kind of split: the artists and hits of tracks
+    hits = {}  # of a way and a kind of split
+    probes = None
     for seed in range(_SEEDS.value):
         for name, kind, splits in _partitions(rows, seed):
             table = out / f"{name}.csv"
             write_table(table, rows, splits)
             for way in _WAYS.value:
+                if way in _PROBES:
+                    probes = probes or _Probes(rows, table, out)
+                    found = probes.hits(way, splits)
+                    hits.setdefault((way, kind), []).extend(found)
+                    continue
                 workdir = out / "runs" / f"{way}-{name}-seed{seed}"
                 if not files.has_report(workdir):
                     console.log.info("%s", workdir)
@@ -92,8 +117,64 @@ def _train(way: str, table: Path, seed: int, workdir: Path) -> None:
     shutil.rmtree(config.data_dir)
 
 
-def _hits(workdir: Path, rows: Sequence[Row]) -> list[tuple[str, bool]]:
-    """Artist of each test track, and whether it was told right."""
+class _Probes:
+    """What the frozen networks say of all tracks, and heads that are fitted on a part of them."""
+
+    def __init__(self, rows: Sequence[Row], table: Path, out: Path):
+        """Passes the tracks of a table's partition, which are all, through each network."""
+        self._rows = rows
+        self._genres = sorted({row.genre for row in rows})
+        self._config = importlib.import_module("mgc_jax.configs.probe").get_config()
+        self._config.update(dataset="audio_folder", data_dir=str(out / "probe"))
+        if not shards.has_records(self._config, inputs_of("probe")):
+            sources = {"audio_dir": _AUDIO.value, "labels_csv": str(table)}
+            preparation.prepare(self._config, inputs_of("probe"), workers=2, **sources)
+        dataset = open_dataset(self._config, inputs_of("probe"))
+        paths = read_paths(dataset.path)
+        self._statistics = {}
+        for name in sorted({name for names in _PROBES.values() for name in names}):
+            self._config.init_from = name
+            network = Network.from_config(probe_config(self._config), dataset.genres)
+            splits = sorted(dataset.splits)
+            frozen = load_frozen(network)
+            found = compute_statistics(network, frozen, dataset, splits, out / "probe")
+            self._statistics[name] = {
+                paths[track]: statistics
+                for tracks in found
+                for track, statistics in zip(
+                    tracks.track_id.tolist(), tracks.statistics, strict=True
+                )
+            }
+
+        usable = self._statistics[name]  # damaged files were left out
+        self._usable = [i for i, row in enumerate(rows) if str(Path(row.path)) in usable]
+
+    def hits(self, way: str, splits: Sequence[str]) -> Hits:
+        """Of a partition's test tracks, by a head for it."""
+        train, validation, test = (
+            self._tracks(way, [i for i in self._usable if splits[i] == name])
+            for name in ("train", "validation", "test")
+        )
+        head = fit_head(train, validation, self._genres, self._config)
+        console.log.info("%s: %s", way, head)
+        right = decide(head.params, test.statistics).argmax(axis=1) == test.label
+        artists = (self._rows[i].artist for i in test.track_id.tolist())
+        return list(zip(artists, right.tolist(), strict=True))
+
+    def _tracks(self, way: str, places: Sequence[int]) -> TrackStatistics:
+        """The tracks at these places in the table, of all networks of a way."""
+        rows = [self._rows[place] for place in places]
+        found = [
+            np.split(np.stack([self._statistics[name][str(Path(row.path))] for row in rows]), 2, 1)
+            for name in _PROBES[way]
+        ]
+        halves = [half for part in (0, 1) for half in (both[part] for both in found)]
+        label = np.array([self._genres.index(row.genre) for row in rows])
+        return TrackStatistics(np.array(places), label, np.concatenate(halves, axis=1))
+
+
+def _hits(workdir: Path, rows: Sequence[Row]) -> Hits:
+    """Those of a run's predictions."""
     genres = files.read_genres(workdir)
     tracks = track_predictions(files.read_predictions(workdir, genres))
     with open(workdir / files.REPORT / files.PREDICTIONS, newline="", encoding="utf-8") as file:
@@ -104,7 +185,7 @@ def _hits(workdir: Path, rows: Sequence[Row]) -> list[tuple[str, bool]]:
     return [(artists[paths[i]], bool(hit)) for i, hit in zip(ids, right, strict=True)]
 
 
-def _print_table(hits: dict[tuple[str, str], list[tuple[str, bool]]]) -> None:
+def _print_table(hits: dict[tuple[str, str], Hits]) -> None:
     rng = np.random.default_rng(0)
     print("| way | split | tests | top-1 | 95% interval |\n|---|---|---|---|---|")
     for (way, kind), rows in hits.items():

@@ -148,4 +148,15 @@ def get_config() -> ConfigDict:
     # Parameters that stay as they start: a regular expression that their path begins with, such as
     # "features/" of densenet. Their batch-norm statistics still follow the data.
     config.optimizer.freeze = ""
+
+    config.probe = ConfigDict()
+    # What `mgc_jax probe` tries; the validation tracks choose. Penalties are scikit-learn's C, of
+    # which lower ones keep a head simpler. Logistic regressions; (): none.
+    config.probe.logistic_penalties = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)
+    # Machines of radial basis functions; (): none.
+    config.probe.radial_penalties = (1.0, 3.0, 10.0, 30.0)
+    # Their gammas, times the number of statistics.
+    config.probe.radial_gammas = (0.25, 0.5, 1.0, 2.0)
+    # Most training tracks for a radial machine, whose memory grows by their square.
+    config.probe.radial_tracks = 20000
     return config

@@ -25,6 +25,7 @@ from mgc_jax.errors import InputError, Interrupted, choices, is_disk_full, is_pe
 COMMANDS = {
     "prepare": "prepare",
     "train": "main",
+    "probe": "probe",
     "predict": "predict",
     "tag": "tag",
     "embed": "embed",
@@ -40,7 +41,7 @@ COMMANDS = {
 # of the others.
 RESUME = 75  # EX_TEMPFAIL of sysexits.h
 STOPPED = 130  # as a shell says of what Ctrl-C ended
-_GO_ON = {"prepare", "train", "embed"}  # and predict with this flag:
+_GO_ON = {"prepare", "train", "probe", "embed"}  # and predict with this flag:
 _OUTPUT = re.compile("--?output\\b")
 _CONFIGS = Path(__file__).parent / "configs"
 _HELP = ("-h", "-help", "--help", "--helpshort")

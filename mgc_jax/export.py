@@ -10,7 +10,8 @@ exported/model.json           genres, sample rate and samples of a clip
 All are one function: clips `[batch, samples] float32`, mono in [-1, 1], to probabilities
 `[batch, genres] float32`, for any batch. Inside, features are rounded as they are for training.
 docs/export.md shows how to call them. A file's prediction is the mean of its clips'
-log-probabilities.
+log-probabilities; but for a probe's, which reads all patches of a file at once, and of which what
+is exported is for clips.
 """
 
 from pathlib import Path

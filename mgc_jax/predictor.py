@@ -38,7 +38,7 @@ from mgc_jax.results.metrics import mean_log_probs
 from mgc_jax.training import embedding
 from mgc_jax.training.network import TrainedRun, load_run
 from mgc_jax.training.public_weights import PUBLIC_WEIGHTS, is_public, load_public
-from mgc_jax.training.step import compile_predict_step
+from mgc_jax.training.track_head import compile_rows_step, reads_tracks, track_head
 from mgc_jax.workers import Streams
 
 DEMO_NOTICE = "trained on synthesised music: what it says of real music means nothing"
@@ -73,6 +73,8 @@ def load(
         known = choices(str(workdir), PUBLIC_WEIGHTS)
         raise InputError(f"no such folder: {workdir}, and of public weights {known}")
     run = load_run(workdir)
+    if unknown is not None and reads_tracks(run.network):
+        raise InputError(f"{workdir} is a probe, which does not say of music that it is unknown")
     known = None if unknown is None else read_known(workdir, run.epoch)
     return Predictor(run, batch_size, known=known, unknown=unknown or 0.0)
 
@@ -188,8 +190,9 @@ class Predictor:
         self._known = known
         # How far music may be from the nearest genre.
         self.limit = known.limit(unknown) if known else math.inf
-        compiled = embedding.compile_answer_step if known else compile_predict_step
+        compiled = embedding.compile_answer_step if known else compile_rows_step
         self._predict_step = compiled(network)
+        self._track_head = track_head(network, self._variables)
         devices = jax.device_count()
         self._batch_size = math.ceil(batch_size / devices) * devices
 
@@ -360,9 +363,13 @@ class Predictor:
             timeline = rows
             mean = rows.mean(axis=0)
         else:
-            log_probs = apply_temperature(rows, self._temperature)
+            log_probs = apply_temperature(rows[:, : len(self.genres)], self._temperature)
             timeline = np.exp(log_probs)
-            mean = np.exp(mean_log_probs(log_probs, np.zeros(len(rows)))[1][0])
+            if self._track_head is None:
+                joined = mean_log_probs(log_probs, np.zeros(len(rows)))[1]
+            else:
+                joined = apply_temperature(self._track_head.of_track(rows), self._temperature)
+            mean = np.exp(joined[0])
         return Prediction(
             track.name,
             ranking={self.genres[i]: float(mean[i]) for i in np.argsort(-mean)},

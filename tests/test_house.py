@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "mgc_jax"
 SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "configs" not in path.parts)
 DOORS = {"main", "prepare", "predict", "tag", "embed", "similar", "compare", "export", "app"}
-DOORS |= {"reproduce", "weights", "models.__main__", "__main__"}
+DOORS |= {"probe", "reproduce", "weights", "models.__main__", "__main__"}
 GROUND = {"errors", "files", "console", "process", "signals", "parallel", "workers", "configs"}
 # What each room may import besides itself. The doors may import everything.
 ARROWS = {

@@ -302,12 +302,12 @@ def test_every_network_has_a_config_and_every_key_is_read():
         assert (ROOT / "configs" / f"{name}.py").exists()
     code = "\n".join(path.read_text() for path in (ROOT / "mgc_jax").rglob("*.py"))
     config = default.get_config()
-    for part in (config, config.demo, config.optimizer):
+    for part in (config, config.demo, config.optimizer, config.probe):
         for key in part:
             if key in FEATURES:  # whose class reads the part of its name
                 continue
             read = (f'config["{key}"]', *(f"{name}.{key}" for name in ("config", ".demo", "o")))
-            assert any(text in code for text in (*read, f".optimizer.{key}")), key
+            assert any(text in code for text in (*read, f".optimizer.{key}", f".probe.{key}")), key
 
 
 def launch_tpu(tmp_path, *arguments, exists=True):

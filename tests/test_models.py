@@ -17,6 +17,7 @@ PARAMETERS = {  # as the source counts its own; musicnn of 50 classes has 787,15
     "fusionnet": 7_542_552,
     "musicnn": 778_717,
     "temporal_fusion": 1_037_484,
+    "probe": 811_237,
 }
 SHAPES = {"mel": (128, 513), "mel96": (626, 96), "waveform": (160_000,)}
 
@@ -197,7 +198,7 @@ def test_training_and_predicting_agree(name):
     np.testing.assert_allclose(predicted, trained, atol=0.05)
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("name", sorted(PARAMETERS.keys() - {"probe"}))  # which is not trained
 def test_dropout_is_in_training_alone(name):
     shapes = {"mel": (40, 64), "mel96": (40, 96), "waveform": (30_000,)}
     model = create_model(name, 3, dropout=0.5)

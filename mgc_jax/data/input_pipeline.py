@@ -141,15 +141,16 @@ class Split:
             rows.append(batches.reshape(per_epoch, batch_size)[positions[epochs == epoch]])
         return np.concatenate(rows)
 
-    def eval_batches(self, batch_size: int) -> Iterator[Batch]:
-        """Every clip once, in stored order: of each global batch, this host's share.
+    def eval_batches(self, batch_size: int, first: int = 0) -> Iterator[Batch]:
+        """Every clip from `first` on once, in stored order: of each global batch, this host's
+        share.
 
         The last clip is repeated to fill the last batch; `mask` `[batch] bool` is False there.
         """
 
-        steps = range(math.ceil(len(self) / batch_size))
+        steps = range(math.ceil((len(self) - first) / batch_size))
         share = parallel.host_share(np.arange(batch_size))
-        rows = np.array(steps)[:, None] * batch_size + share
+        rows = first + np.array(steps)[:, None] * batch_size + share
         existing = np.minimum(rows, len(self) - 1)
         batches = self._stream(steps, len(share), lambda numbers: existing[numbers])
         for mask, batch in zip(rows < len(self), batches, strict=True):

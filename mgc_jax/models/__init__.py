@@ -12,6 +12,7 @@ from mgc_jax.models.densenet import DenseNet121
 from mgc_jax.models.fusionnet import FusionNet
 from mgc_jax.models.layers import Network
 from mgc_jax.models.musicnn import Musicnn
+from mgc_jax.models.probe import Probe
 from mgc_jax.models.temporal_fusion import TemporalFusion
 
 MODELS = {
@@ -21,6 +22,7 @@ MODELS = {
     "densenet": DenseNet121,
     "fusionnet": FusionNet,
     "musicnn": Musicnn,
+    "probe": Probe,
     "temporal_fusion": TemporalFusion,
 }
 

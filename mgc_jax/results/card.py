@@ -38,8 +38,8 @@ SHA-256 of tracks, clips, labels and splits: `{fingerprint}`.
 
 ## Scores
 
-Test split, weights of epoch {epoch}, with 95% intervals bootstrapped over the test tracks. A
-track's prediction is the mean of its clips' log-probabilities. `report/index.html` has the rest.
+Test split, weights of epoch {epoch}, with 95% intervals bootstrapped over the test tracks.
+{tracks} `report/index.html` has the rest.
 
 {scores}
 ## Limits
@@ -61,9 +61,17 @@ _SCORES = {"top1": "Top-1", "f1_macro": "Macro F1"} | dict(
 
 
 def model_card(
-    config: Mapping, genres: Sequence[str], metrics: Mapping, data: Mapping, run: Mapping
+    config: Mapping,
+    genres: Sequence[str],
+    metrics: Mapping,
+    data: Mapping,
+    run: Mapping,
+    tracks: str,
 ) -> str:
-    """The card as Markdown, of what the report is told (see `report.write_report`)."""
+    """The card as Markdown, of what the report is told (see `report.write_report`).
+
+    `tracks` says how clips are joined: see `metrics.describe_tracks`.
+    """
     levels = [metrics[level] for level in ("track", "clip")]
     scores = [("Score", "Tracks", "Clips")]
     for key, name in _SCORES.items():
@@ -92,6 +100,7 @@ def model_card(
         splits=_table(splits),
         fingerprint=data.get("fingerprint", "not recorded"),
         epoch=metrics["epoch"],
+        tracks=tracks,
         scores=_table(scores),
         command=run["command"],
         devices=run["devices"],

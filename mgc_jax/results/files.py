@@ -5,6 +5,7 @@
     calibration.json                          the temperature, fitted after the training
     known.npz                                 what "unknown" is told by, made after the training
     report/metrics.json predictions.csv       scores, and what they were computed from
+    report/track_predictions.csv              of a network that reads whole tracks alone
     report/run.json index.html *.png          the page, and the facts on it
     README.md                                 the model card
 
@@ -40,6 +41,7 @@ CONFIG, GENRES, DATA, LOG = "config.json", "genres.json", "data.json", "metrics.
 CALIBRATION, LEVELS = "calibration.json", "levels.json"
 KNOWN = "known.npz"
 REPORT, METRICS, PREDICTIONS = "report", "metrics.json", "predictions.csv"
+TRACKS = "track_predictions.csv"
 FACTS, PAGE = "run.json", "index.html"
 CARD = "README.md"
 _COLUMNS = ["track_id", "clip", "label", "prediction"]
@@ -215,7 +217,8 @@ def write_evaluation(
 ) -> dict:
     """Scores test predictions and writes `report/metrics.json` and `report/predictions.csv`.
 
-    All scores and probabilities are those at the run's temperature.
+    Tracks that are not the mean of their clips are written to `report/track_predictions.csv`. All
+    scores and probabilities are those at the run's temperature.
 
     Args:
         workdir: of the run.
@@ -234,7 +237,7 @@ def write_evaluation(
     temperature = read_temperature(workdir, epoch)
     scores = {"split": "test", "epoch": epoch, "temperature": temperature}
     raw = predictions
-    predictions = raw._replace(log_probs=apply_temperature(raw.log_probs, temperature))
+    predictions = _at_temperature(raw, temperature)
     for level, join in (("clip", lambda clips: clips), ("track", track_predictions)):
         rows = join(predictions)
         intervals = {name: interval(values) for name, values in bootstrap(rows).items()}
@@ -242,9 +245,19 @@ def write_evaluation(
         scores[level] = classification_metrics(rows, genres) | {"intervals": intervals}
         scores[level]["uncalibrated"] = {name: before[name] for name in ("loss", "ece")}
     _write_predictions(report / PREDICTIONS, predictions, genres, paths or {})
+    if predictions.tracks is not None:
+        _write_predictions(report / TRACKS, predictions.tracks, genres, paths or {})
     scores["predictions"] = zlib.crc32((report / PREDICTIONS).read_bytes())
     write_text(report / METRICS, json.dumps(_sealed(scores), indent=2))
     return scores
+
+
+def _at_temperature(predictions: SplitPredictions, temperature: float) -> SplitPredictions:
+    tracks = predictions.tracks
+    return predictions._replace(
+        log_probs=apply_temperature(predictions.log_probs, temperature),
+        tracks=None if tracks is None else _at_temperature(tracks, temperature),
+    )
 
 
 def _write_predictions(
@@ -270,7 +283,8 @@ def _write_predictions(
 
 
 def read_predictions(workdir: str | os.PathLike, genres: Sequence[str]) -> SplitPredictions:
-    """Reads `report/predictions.csv` of a finished run, clip by clip.
+    """Reads `report/predictions.csv` of a finished run, clip by clip; the tracks besides, where
+    they are not the mean of their clips.
 
     Args:
         workdir: of the run.
@@ -279,7 +293,13 @@ def read_predictions(workdir: str | os.PathLike, genres: Sequence[str]) -> Split
     Raises:
         InputError: the file is missing, damaged or of other genres.
     """
-    path = Path(workdir, REPORT, PREDICTIONS)
+    clips = _read_predictions(Path(workdir, REPORT, PREDICTIONS), genres)
+    tracks = Path(workdir, REPORT, TRACKS)
+    return clips._replace(tracks=_read_predictions(tracks, genres)) if tracks.exists() else clips
+
+
+def _read_predictions(path: Path, genres: Sequence[str]) -> SplitPredictions:
+    """The rows of one file, as `read_predictions` says."""
     end = len(_COLUMNS) + len(genres)
     try:
         with open(path, newline="", encoding="utf-8") as file:

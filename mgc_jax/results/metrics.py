@@ -36,12 +36,15 @@ class SplitPredictions(NamedTuple):
         clip: `[n] int64`, position of the clip in its track.
         label: `[n] int64`, the true class.
         log_probs: `[n, classes] float32`.
+        tracks: what a network that reads whole tracks said of these clips' tracks; None where that
+            is the mean of the clips' log-probabilities.
     """
 
     track_id: np.ndarray
     clip: np.ndarray
     label: np.ndarray
     log_probs: np.ndarray
+    tracks: "SplitPredictions | None" = None
 
 
 def classification_metrics(predictions: SplitPredictions, genres: Sequence[str]) -> dict:
@@ -146,14 +149,26 @@ def reliability(predictions: SplitPredictions) -> list[dict]:
 
 
 def track_predictions(clips: SplitPredictions) -> SplitPredictions:
-    """Joins the clips of each track by `mean_log_probs`.
+    """Joins the clips of each track by `mean_log_probs`, unless they come with their tracks.
 
     Returns:
         One row a track, in the order of track ids, with clip 0.
     """
+    if clips.tracks is not None:
+        return clips.tracks
     track_id, mean = mean_log_probs(clips.log_probs, clips.track_id)
     first = np.unique(clips.track_id, return_index=True)[1]
     return SplitPredictions(track_id, np.zeros_like(track_id), clips.label[first], mean)
+
+
+def describe_tracks(clips: SplitPredictions) -> str:
+    """How `track_predictions` joins these clips, for people."""
+    if clips.tracks is None:
+        return "A track's prediction is the mean of its clips' log-probabilities."
+    return (
+        "A track's prediction is that for the mean and the deviation of all its patches at once, "
+        "not a mean over its clips."
+    )
 
 
 def mean_log_probs(log_probs: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

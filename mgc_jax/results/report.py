@@ -17,7 +17,12 @@ from mgc_jax import signals
 from mgc_jax.files import write_text
 from mgc_jax.results import files, page, plots, published
 from mgc_jax.results.card import model_card
-from mgc_jax.results.metrics import CALIBRATION_BINS, SplitPredictions, track_predictions
+from mgc_jax.results.metrics import (
+    CALIBRATION_BINS,
+    SplitPredictions,
+    describe_tracks,
+    track_predictions,
+)
 from mgc_jax.results.published import PUBLISHED
 
 # Key of config.augment to name on the page.
@@ -61,12 +66,12 @@ PAGE = """<h1>{title}</h1><p class="soft">{about}</p>{notice}
 <h2>Scores per track</h2><dl class="cards">{cards}</dl>{scores}
 <p class="soft">In small print: 95% intervals, bootstrapped over the test tracks; they hold the
 chance of the draw of tracks, not that of the training (that of the calibration error leans upwards,
-as drawing anew adds noise to its bins). A track's prediction is the mean of its clips'
-log-probabilities. Precision, recall and ROC-AUC (one against the rest) are means over genres
-(macro); F1 is 2PR/(P+R) of those means, macro F1 the mean of the genres' own F1, as in
-scikit-learn. One-vs-rest accuracy is the mean over genres of the accuracy of telling that genre
-from the rest: high by construction, as most tracks are not of any one genre. Always answering with
-the commonest genre would give a top-1 of {chance} per track.</p>
+as drawing anew adds noise to its bins). {tracks} Precision, recall and
+ROC-AUC (one against the rest) are means over genres (macro); F1 is 2PR/(P+R) of those means, macro
+F1 the mean of the genres' own F1, as in scikit-learn. One-vs-rest accuracy is the mean over genres
+of the accuracy of telling that genre from the rest: high by construction, as most tracks are not of
+any one genre. Always answering with the commonest genre would give a
+top-1 of {chance} per track.</p>
 <h2>Beside the source project</h2>{source}<p>{verdict}</p>{differences}
 <h2>By genre</h2>{genres}
 <h2>Confusion matrix</h2>{confusion}
@@ -133,6 +138,7 @@ def write_report(
         **_picture_places(drawn),
         kept=_KEPT[config.get("keep", "loss")],
         calibration=_calibration(metrics),
+        tracks=page.text(describe_tracks(predictions)),
         mistakes=_mistakes(track_predictions(predictions), genres, names or {}),
         **_data_places(data),
         **_run_places(config, data, run, log),
@@ -140,7 +146,10 @@ def write_report(
     facts = {"data": data, "run": run, "cost": cost(run, log)}
     # Nothing is written until everything is made: a failure leaves the last report as it was.
     document = page.document(_title(config, data), body)
-    write_text(Path(workdir, files.CARD), model_card(config, genres, metrics, data, run))
+    write_text(
+        Path(workdir, files.CARD),
+        model_card(config, genres, metrics, data, run, describe_tracks(predictions)),
+    )
     return files.write_report_files(workdir, document, drawn, facts)
 
 

@@ -31,6 +31,8 @@ _DTYPES = ("float32", "bfloat16", "float16")
 
 def check_config(config: ConfigDict) -> None:
     """Raises InputError for a setting that cannot be met, before any data are made or read."""
+    if config.model == "probe":
+        raise InputError("config.model='probe' is not trained, but fitted by `mgc_jax probe`")
     check_numbers(config)
     parallel.check_batch_size(config.batch_size, config.optimizer.accumulate)
     if config.dtype not in _DTYPES:

@@ -15,6 +15,7 @@ from mgc_jax.results.metrics import SplitPredictions, track_predictions
 from mgc_jax.training.embedding import compile_embed_step
 from mgc_jax.training.network import Network, load_run
 from mgc_jax.training.step import compile_predict_step
+from mgc_jax.training.track_head import compile_rows_step, reads_tracks, track_head
 
 if TYPE_CHECKING:  # it imports TensorFlow, which the training step does without
     from mgc_jax.data.input_pipeline import Split
@@ -77,6 +78,8 @@ def keep_known(workdir: Path, network: Network, splits: Mapping[str, "Split"]) -
         network: of the run.
         splits: `train`, whose clips the genres' means are of, and `validation`.
     """
+    if reads_tracks(network):
+        return  # a probe's statistics are too many for a covariance
     variables, epoch = best_variables(workdir, network)
     if parallel.share_text(_missing_known(workdir, epoch)) != "missing":
         return
@@ -105,8 +108,12 @@ def _missing_known(workdir: Path, epoch: int) -> str:
 def evaluate_best(workdir: Path, network: Network, test: "Split") -> tuple[SplitPredictions, int]:
     """The best checkpoint's predictions of the test split at temperature 1, and its epoch."""
     variables, epoch = best_variables(workdir, network)
-    predict_step = _stopping(compile_predict_step(network))
-    return predict_split(predict_step, variables, test, network.config.batch_size), epoch
+    step = _stopping(compile_rows_step(network))
+    rows = rows_of(step, variables, test, network.config.batch_size)
+    clips = SplitPredictions(**test.labels, log_probs=rows[:, : len(network.genres)])
+    if head := track_head(network, variables):
+        clips = clips._replace(tracks=head.of_split(clips, rows))
+    return clips, epoch
 
 
 def _stopping(step: Callable) -> Callable:

@@ -37,7 +37,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, *, training: bool, com
     if parallel.is_main():
         check_workdir(workdir, config, new=training)
     parallel.use_compilation_cache()
-    _make_demo_if_missing(config, feature_names)
+    make_demo_if_missing(config, feature_names)
     dataset = open_dataset(config, feature_names)
     levels = find_levels(config, workdir, dataset)
     network = Network.from_config(config, dataset.genres, levels=levels)
@@ -47,13 +47,13 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, *, training: bool, com
         summarise(workdir, files.read_metrics(workdir, network.genres))
         return
     if not training:
-        _announce(network, workdir, dataset)
-        _evaluate_and_report(network, workdir, dataset, command)
+        announce(network, workdir, dataset)
+        evaluate_and_report(network, workdir, dataset, command)
         return
     with locked(workdir):
         if parallel.is_main():
             claim_workdir(workdir, network, dataset.fingerprint())
-        _announce(network, workdir, dataset)
+        announce(network, workdir, dataset)
         progress = loop.load_progress(workdir)
         # A finished run may have lost its training state: it is finished all the same.
         lost = progress.epoch == 0 and parallel.share_text(str(has_best(workdir))) == "True"
@@ -66,7 +66,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, *, training: bool, com
             return
         progress = loop.train(network, workdir, dataset)
         calibrate(workdir, network, dataset.splits["validation"])
-        _evaluate_and_report(network, workdir, dataset, command)
+        evaluate_and_report(network, workdir, dataset, command)
         if parallel.is_main():
             report = workdir / files.REPORT
             names = ("confusion_matrix", "spectrograms")
@@ -74,7 +74,7 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, *, training: bool, com
             write_images(workdir, progress.step, pictures)
 
 
-def _evaluate_and_report(
+def evaluate_and_report(
     network: Network, workdir: Path, dataset: ClipDataset, command: str
 ) -> None:
     """Evaluates the best epoch on all devices; process 0 writes the report and says the scores."""
@@ -87,7 +87,7 @@ def _evaluate_and_report(
         summarise(workdir, scores)
 
 
-def _make_demo_if_missing(config: ConfigDict, feature_names: tuple[str, ...]) -> None:
+def make_demo_if_missing(config: ConfigDict, feature_names: tuple[str, ...]) -> None:
     """The demo needs nothing from the user, so it is not asked for."""
     for mine in (parallel.is_main(), not parallel.is_main()):  # the others may see the same disk
         if config.dataset == "demo" and mine and not shards.has_records(config, feature_names):
@@ -95,7 +95,7 @@ def _make_demo_if_missing(config: ConfigDict, feature_names: tuple[str, ...]) ->
         parallel.wait_for_main("demo")
 
 
-def _announce(network: Network, workdir: Path, dataset: ClipDataset) -> None:
+def announce(network: Network, workdir: Path, dataset: ClipDataset) -> None:
     """Says what is about to run."""
     sizes = ", ".join(f"{name} {len(split)}" for name, split in dataset.splits.items())
     console.log.info("devices   %s", parallel.describe_devices())
