@@ -20,10 +20,10 @@ from mgc_jax.configs import default, probe
 from mgc_jax.data import preparation
 from mgc_jax.data.features import Mel96
 from mgc_jax.data.input_pipeline import open_dataset
+from mgc_jax.data.opening import find_files
 from mgc_jax.errors import InputError, Interrupted
 from mgc_jax.models import create_model
 from mgc_jax.models.musicnn import Trunk, cut_patches
-from mgc_jax.predictor import find_files
 from mgc_jax.results.files import read_predictions
 from mgc_jax.results.metrics import track_predictions
 from mgc_jax.training.heads import TrackStatistics, decide, fit_head
