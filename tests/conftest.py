@@ -109,7 +109,8 @@ def workdir(prepared, tmp_path_factory) -> Path:
         "--config.num_epochs=2",
         "--config.learning_rate=1e-3",
     )
-    call("main", *flags).check_returncode()
+    done = call("main", *flags)
+    assert done.returncode == 0, done.stderr
     return workdir
 
 

@@ -206,6 +206,8 @@ def check_numbers(config: Mapping, above: str = "config.") -> None:
     Some have closer bounds where they are used.
     """
     for key, value in config.items():
+        if isinstance(value, list | tuple):
+            value = {str(place): number for place, number in enumerate(value)}
         if isinstance(value, Mapping | ConfigDict):
             check_numbers(value, f"{above}{key}.")
         elif isinstance(value, int | float):
