@@ -159,4 +159,6 @@ def get_config() -> ConfigDict:
     config.probe.radial_gammas = (0.25, 0.5, 1.0, 2.0)
     # Most training tracks for a radial machine, whose memory grows by their square.
     config.probe.radial_tracks = 20000
+    # Fit the chosen head once more, to training and validation tracks together.
+    config.probe.refit = True
     return config

@@ -7,8 +7,9 @@
 
 The records are passed through the networks once. The head, a logistic regression or a machine of
 radial basis functions, sees the mean and the deviation over a track's patches of 3 s; its kind and
-its penalty are chosen, and its probabilities calibrated, by the validation tracks. It ends as any
-run: the test split is evaluated, and predict, compare, export and app take the workdir.
+its penalty are chosen, and its probabilities calibrated, by the validation tracks; then it is
+fitted once more, to these too. It ends as any run: the test split is evaluated, and predict,
+compare, export and app take the workdir.
 
 A killed probe goes on with the same command; exit code 75 says that it was told to stop.
 """

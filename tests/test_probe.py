@@ -48,7 +48,7 @@ def tracks_of(count, seed, genres=3, width=12):
 
 def settings(**given):
     config = default.get_config()
-    config.probe.update({"radial_gammas": (1.0,), "radial_penalties": ()})
+    config.probe.update({"radial_gammas": (1.0,), "radial_penalties": (), "refit": False})
     config.probe.update(given)
     return config
 
@@ -121,6 +121,22 @@ def test_validation_chooses():
         assert min(at) - 1e-3 < one.loss < min(at) + 0.05
     assert str(head) == losses[min(losses)] and head.loss == min(losses)
     assert len(losses) == 6
+
+
+def test_chosen_head_is_fitted_once_more():
+    """To all tracks, as scikit-learn does; what was said of the validation tracks stays."""
+    train, held_out = tracks_of(60, 0), tracks_of(45, 1)
+    penalties = {"logistic_penalties": (0.001, 0.1)}
+    before = fit_head(train, held_out, GENRES, settings(**penalties))
+    after = fit_head(train, held_out, GENRES, settings(refit=True, **penalties))
+    assert after.temperature == before.temperature and after.loss == before.loss
+    theirs = make_pipeline(StandardScaler(), LogisticRegression(C=before.settings["penalty"]))
+    statistics = np.concatenate([train.statistics, held_out.statistics])
+    theirs.fit(statistics, np.concatenate([train.label, held_out.label]))
+    others = tracks_of(30, 2).statistics
+    found = np.exp(log_softmax(decide(after.params, others)))
+    np.testing.assert_allclose(found, theirs.predict_proba(others), atol=1e-3)
+    assert np.abs(found - np.exp(log_softmax(decide(before.params, others)))).max() > 0.01
 
 
 @pytest.mark.parametrize(
@@ -205,7 +221,8 @@ def test_a_track_is_all_its_patches_at_once(radial, config, statistics, corpus):
     train, validation, test = (statistics[name] for name in ("train", "validation", "test"))
     assert test[2].shape == (len(test[0]), 2 * 3412)
     run = load_run(radial)
-    assert run.network.module.networks == 2 and run.network.module.support == len(train[0])
+    assert run.network.module.networks == 2
+    assert len(train[0]) < run.network.module.support <= len(train[0]) + len(validation[0])
     genres = run.network.genres
     losses = {}
     for penalty in config.probe.radial_penalties:
@@ -222,6 +239,9 @@ def test_a_track_is_all_its_patches_at_once(radial, config, statistics, corpus):
             best = min(tried, key=lambda found: -np.sum(target * found))
             losses[log_loss(validation[1], np.exp(best))] = theirs
     theirs = losses[min(losses)]
+    both = zip(train, validation, strict=True)
+    _, labels, of_tracks = (np.concatenate(pair) for pair in both)
+    theirs.fit(of_tracks, labels)
     expected = log_softmax(theirs.decision_function(test[2]) / run.temperature)
     clips = read_predictions(radial, genres)
     np.testing.assert_array_equal(clips.tracks.track_id, test[0])
