@@ -1,6 +1,7 @@
 """What is said as things go: log lines on stderr, and progress bars."""
 
 import logging
+import math
 import sys
 
 from tqdm import tqdm
@@ -35,12 +36,18 @@ class _Bar(tqdm):
 
 
 def progress_bar(
-    *, total: int, description: str, unit: str, leave: bool = True, smoothing: float = 0.3
+    *,
+    total: int,
+    description: str,
+    unit: str,
+    leave: bool = True,
+    smoothing: float = 0.3,
+    in_logs: bool = True,
 ) -> tqdm:
     """A bar with rate and ETA: live on a terminal, a line every half minute in a log file.
 
     Its `update` raises Interrupted after a request to stop. The rate is that of the last updates by
-    `smoothing`, that of all by 0.
+    `smoothing`, that of all by 0. Without `in_logs` there is nothing to see but on a terminal.
     """
     live = sys.stderr.isatty()
     interval = 0.2 if live else 30
@@ -50,7 +57,7 @@ def progress_bar(
         unit=unit,
         unit_scale=unit == "B",
         leave=leave or not live,
-        delay=0 if live else interval,
+        delay=0 if live else interval if in_logs else math.inf,
         mininterval=interval,
         maxinterval=interval,
         dynamic_ncols=True,

@@ -302,6 +302,17 @@ def test_bar_counts_bytes(tmp_path, monkeypatch):
     assert bars[0].smoothing == 0 and "2/2 files" in str(bars[0])
 
 
+def test_a_log_file_gets_whole_lines(capfd, caplog, monkeypatch):
+    """No bar that other lines would be glued to; the time left is by bytes."""
+    monkeypatch.setattr("mgc_jax.library.LOG_EVERY", -1)
+    monkeypatch.setattr("mgc_jax.library._time_left", lambda bar: bar.total - bar.n)
+    songs = {"/small": (10, 0), "/large": (600, 0)}
+    with caplog.at_level("INFO", "mgc_jax"):
+        assert len(list(following(map(Prediction, songs), songs, "hearing"))) == 2
+    assert caplog.messages[0] == "hearing: 1 of 2 files, 10:00 left"
+    assert "\r" not in capfd.readouterr().err
+
+
 def crashing(path, **settings):
     """As the decoder, but for one file, after whose first clip it crashes."""
     clips = iter_clips(path, **settings)
@@ -329,7 +340,7 @@ def test_a_decoder_that_crashes_costs_one_file(network, library, monkeypatch):
         np.testing.assert_allclose(result.vector, expected.vector, atol=1e-5)
 
 
-def test_many_files_are_decoded_by_processes(workdir, library, tmp_path):
+def test_many_files_are_decoded_by_processes(workdir, library):
     """No answer changes; the command ends with all its processes."""
     code = "from mgc_jax import cli, library; library.ISOLATED_FROM = 3; cli.run('predict')"
     flags = (f"--workdir={workdir}", "--format=json", library / "a", library / "b")

@@ -269,7 +269,8 @@ def test_json_with_timeline_and_plots(workdir, music, tmp_path):
         assert sum(step["probabilities"].values()) == pytest.approx(1, abs=1e-5)
     assert set(bad) == {"path", "error"} and "cannot be decoded" in bad["error"]
     assert os.fsencode(rows[-1]["path"]) == odd and rows[-1]["genre"]
-    said = done.stderr.splitlines()
+    # On a slow machine, lines of how far it is.
+    said = [line for line in done.stderr.splitlines() if "predicting: " not in line]
     assert said[0].endswith("1 other files: 1 .txt")
     assert said[1].endswith(f"bad.mp3: {bad['error']}")
     assert len(said) == 3  # no bar, where there is no terminal
