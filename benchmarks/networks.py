@@ -65,8 +65,9 @@ from absl import flags
 from mgc_jax import cli, console, parallel
 from mgc_jax.errors import InputError
 from mgc_jax.models import MODELS, count_parameters
+from mgc_jax.training.inference import compile_predict_step, predict_step
 from mgc_jax.training.network import Network
-from mgc_jax.training.step import compile_predict_step, create_train_state, predict_step, train_step
+from mgc_jax.training.step import create_train_state, train_step
 
 _NETWORKS = flags.DEFINE_list("networks", sorted(MODELS), "Names of networks.")
 _BATCH = flags.DEFINE_list(

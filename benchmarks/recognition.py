@@ -43,9 +43,10 @@ from mgc_jax.training import loop
 from mgc_jax.training.checkpoints import Checkpoints
 from mgc_jax.training.claim import check_config, claim_workdir
 from mgc_jax.training.evaluate import evaluate_best, predict_split
+from mgc_jax.training.inference import compile_predict_step
 from mgc_jax.training.levels import find_levels
 from mgc_jax.training.network import Network
-from mgc_jax.training.step import compile_predict_step, create_train_state
+from mgc_jax.training.step import create_train_state
 
 _AUDIO = flags.DEFINE_string("audio_dir", None, "Folder of audio files.", required=True)
 _METADATA = flags.DEFINE_string("metadata_dir", None, "Folder of FMA's tracks.csv.")

@@ -20,8 +20,9 @@ from mgc_jax.results.files import write_config, write_genres
 from mgc_jax.training.augment import Augmenter
 from mgc_jax.training.claim import check_config
 from mgc_jax.training.crops import places, random_stretches
+from mgc_jax.training.inference import compile_predict_step
 from mgc_jax.training.network import Network, load_run
-from mgc_jax.training.step import compile_predict_step, create_train_state, train_step
+from mgc_jax.training.step import create_train_state, train_step
 
 CLIPS = 400
 

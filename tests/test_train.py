@@ -18,9 +18,10 @@ from mgc_jax import console, parallel
 from mgc_jax.configs import default
 from mgc_jax.training import loop
 from mgc_jax.training.checkpoints import Checkpoints
+from mgc_jax.training.inference import compile_predict_step
 from mgc_jax.training.network import Network
 from mgc_jax.training.run_log import ProgressLine
-from mgc_jax.training.step import compile_predict_step, create_train_state, train_step
+from mgc_jax.training.step import create_train_state, train_step
 
 
 def read_log(workdir, kind):

@@ -11,8 +11,8 @@ from flax.traverse_util import flatten_dict
 
 from mgc_jax import parallel
 from mgc_jax.errors import InputError
+from mgc_jax.training.inference import over_clips
 from mgc_jax.training.network import Network
-from mgc_jax.training.step import over_clips
 
 _LAYER = "classifier"  # the name of every network's last layer
 
@@ -35,7 +35,7 @@ def size_of(network: Network) -> int:
 def embed_step(variables: Mapping, batch: Mapping[str, jax.Array], network: Network) -> jax.Array:
     """What the classifier reads, of the whole batch: `[batch, channels] float32`.
 
-    Arguments are those of `step.predict_step`.
+    Arguments are those of `inference.predict_step`.
     """
     return over_clips(lambda stored: _listen(variables, stored, network)[0], batch, network)
 
@@ -43,7 +43,7 @@ def embed_step(variables: Mapping, batch: Mapping[str, jax.Array], network: Netw
 def answer_step(variables: Mapping, batch: Mapping[str, jax.Array], network: Network) -> jax.Array:
     """Log-probabilities, and beside them what the classifier reads: `[batch, genres + channels]`.
 
-    Arguments are those of `step.predict_step`.
+    Arguments are those of `inference.predict_step`.
     """
 
     def both(stored):

@@ -13,8 +13,8 @@ from mgc_jax.results.files import read_known, write_calibration, write_known
 from mgc_jax.results.known import fit_known
 from mgc_jax.results.metrics import SplitPredictions, track_predictions
 from mgc_jax.training.embedding import compile_embed_step
+from mgc_jax.training.inference import compile_predict_step
 from mgc_jax.training.network import Network, load_run
-from mgc_jax.training.step import compile_predict_step
 from mgc_jax.training.track_head import compile_rows_step, reads_tracks, track_head
 
 if TYPE_CHECKING:  # it imports TensorFlow, which the training step does without

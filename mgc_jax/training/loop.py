@@ -23,18 +23,14 @@ from mgc_jax.results.metrics import classification_metrics
 from mgc_jax.training.augment import Augmenter
 from mgc_jax.training.checkpoints import Checkpoints
 from mgc_jax.training.evaluate import predict_split
+from mgc_jax.training.inference import compile_predict_step
 from mgc_jax.training.network import Network
 from mgc_jax.training.optimizer import learning_rate_schedule, learning_rates
 from mgc_jax.training.pretrained import load_weights
 from mgc_jax.training.progress import Progress, is_finished
 from mgc_jax.training.public_weights import find_weights
 from mgc_jax.training.run_log import ProgressLine, RunLog, announce_epoch
-from mgc_jax.training.step import (
-    class_weights,
-    compile_predict_step,
-    create_train_state,
-    train_step,
-)
+from mgc_jax.training.step import class_weights, create_train_state, train_step
 
 if TYPE_CHECKING:
     from mgc_jax.data.input_pipeline import ClipDataset

@@ -15,8 +15,8 @@ import numpy as np
 from mgc_jax import parallel
 from mgc_jax.models.probe import Probe
 from mgc_jax.results.metrics import SplitPredictions
+from mgc_jax.training.inference import compile_predict_step, over_clips
 from mgc_jax.training.network import Network
-from mgc_jax.training.step import compile_predict_step, over_clips
 
 
 def compile_rows_step(network: Network) -> Callable:
