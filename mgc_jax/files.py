@@ -5,7 +5,8 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -152,3 +153,16 @@ def misfit(value: Any, form: Any, name: str = "all") -> str:
     elif isinstance(value, int):
         fits = fits and abs(value) < 2**63
     return "" if fits else f"{name}={repr(value)[:80]}"
+
+
+def sealed(content: Mapping) -> dict:
+    """A dictionary with the checksum of all else in it: a changed digit would be believed."""
+    whole = json.loads(json.dumps(content))
+    return {**whole, "checksum": zlib.crc32(json.dumps(whole, sort_keys=True).encode())}
+
+
+def check_seal(path: str | os.PathLike, content: dict, fix: str) -> None:
+    """Takes a checksum off; raises InputError if it is another. Earlier versions wrote none."""
+    checksum = content.pop("checksum", None)
+    if checksum not in (None, sealed(content)["checksum"]):
+        raise InputError(f"{path} has changed since it was written: {fix}")

@@ -27,7 +27,7 @@ import numpy as np
 from mgc_jax import parallel, signals
 from mgc_jax.data.clips import Clip, encode_clips, iter_clips
 from mgc_jax.data.features import Mel
-from mgc_jax.data.opening import Clips, Source, open_sources
+from mgc_jax.data.opening import Clips, Hear, Source, open_sources
 from mgc_jax.data.picture import Picture
 from mgc_jax.decoding import Track, decode
 from mgc_jax.errors import InputError, choices
@@ -95,6 +95,7 @@ class Prediction:
         starts: `[clips] float`, where they begin, in s. The last one ends with the source, and may
             overlap the one before it.
         clip_seconds: length of a clip, in s.
+        seconds: of the source that were decoded; 0 where worker processes did that.
         silent_clips: how many clips were left out, as they have no signal.
         unknown: whether it is like no genre of the training; False unless that was asked for.
         distance: how far it is from the nearest genre (see `Known`); None unless asked for.
@@ -111,6 +112,7 @@ class Prediction:
     timeline: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 0), np.float32))
     starts: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
     clip_seconds: float = 0.0
+    seconds: float = 0.0
     silent_clips: int = 0
     unknown: bool = False
     distance: float | None = None
@@ -233,11 +235,24 @@ class Predictor:
         sources: Source | Iterable[Source],
         sample_rate: int | None = None,
         spectrograms: bool = False,
+        hear: Hear | None = None,
     ) -> Iterator[Prediction]:
-        """As `predict`, one result after the other as soon as it is there."""
-        opened = open_sources(sources, sample_rate, self._audio)
+        """As `predict`, one result after the other as soon as it is there.
+
+        `hear` is called, in threads, with a source's name and the seconds of it that are decoded so
+        far; an InputError that it raises becomes the source's error.
+        """
+        lengths = {}
+
+        def listen(name: str, seconds: float) -> None:
+            lengths[name] = seconds
+            if hear:
+                hear(name, seconds)
+
+        opened = open_sources(sources, sample_rate, self._audio, listen)
         tracks = (self._open(name, clips, spectrograms) for name, clips in opened)
-        yield from map(self._result, self._run(self._predict_step, tracks))
+        for track in self._run(self._predict_step, tracks):
+            yield self._result(track, lengths.get(track.name, 0.0))
 
     def stream_isolated(self, paths: Iterable[str]) -> Iterator[Prediction]:
         """As `stream`, of files, which worker processes decode: see `_isolated`."""
@@ -349,7 +364,7 @@ class Predictor:
         for last in running:
             yield from _fetch(*last)
 
-    def _result(self, track: Track) -> Prediction:
+    def _result(self, track: Track, seconds: float = 0.0) -> Prediction:
         """What is said of a track whose clips have all been through the network."""
         if track.error is not None:
             return Prediction(track.name, track.error)
@@ -378,6 +393,7 @@ class Predictor:
             timeline=timeline,
             starts=np.array(track.starts),
             clip_seconds=self._audio.clip_seconds,
+            seconds=seconds,
             silent_clips=track.silent,
             unknown=distance is not None and distance > self.limit,
             distance=distance,

@@ -19,6 +19,7 @@ import pytest
 import soundfile
 from child import ROOT, assert_one_error, call
 from conftest import write_audio
+from matplotlib.text import Text
 
 import mgc_jax
 from mgc_jax.data.clips import iter_clips
@@ -146,6 +147,39 @@ def test_silence_has_no_vote(network, tmp_path):
     assert quiet == pytest.approx(0.6, abs=0.02)
     figure = plot_timeline(padded)
     assert figure.axes[0].get_xlim() == (0, 100) and figure.axes[0].get_ylabel() == "Hz"
+    assert figure.axes[0].get_title().startswith("long.flac\n")
+
+
+def test_a_picture_is_as_long_as_the_sound(network, tmp_path):
+    """4 s are repeated to fill a clip, which the picture does not show."""
+    soundfile.write(tmp_path / "short.wav", np.random.default_rng(0).normal(size=64000) / 9, 16000)
+    (result,) = network.predict(tmp_path / "short.wav", spectrograms=True)
+    assert result.seconds == 4.0
+    for page in (False, True):
+        figure = plot_timeline(result, page=page)
+        assert figure.axes[0].get_xlim() == (0, 4)
+        (mesh,) = figure.axes[0].collections
+        assert mesh.get_array().shape[-1] == round(0.4 * len(result.spectrogram))
+    # On a page, nothing is white or black.
+    assert figure.patch.get_alpha() == 0
+    assert {text.get_color() for text in figure.findobj(Text)} == {"#888888"}
+
+
+def test_listening_can_end_a_source(network, music):
+    """Its error is that of the listener; the others go on."""
+    heard = []
+
+    def hear(name, seconds):
+        heard.append((name, seconds))
+        if "one" in name and seconds > 5:
+            raise InputError("too long")
+
+    results = list(network.stream([music], hear=hear))
+    errors = {os.path.basename(r.source): r.error for r in results if r.error}
+    assert errors.keys() == {"one.mp3", "bad.mp3"} and errors["one.mp3"] == "too long"
+    for result in results:
+        if not result.error:
+            assert result.seconds == max(s for name, s in heard if name == result.source)
 
 
 def test_picture_has_no_seams(network, tmp_path):

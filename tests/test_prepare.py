@@ -24,6 +24,7 @@ from mgc_jax.data import preparation
 from mgc_jax.data.audio_folder import read_folder
 from mgc_jax.data.input_pipeline import open_dataset
 from mgc_jax.errors import InputError
+from mgc_jax.files import take_lock
 
 ROOT = Path(__file__).parents[1]
 SPLITS = ("training", "validation", "test")
@@ -444,3 +445,18 @@ def test_records_are_tied_to_their_source(library, tmp_path, caplog, monkeypatch
         config.name = name
         with pytest.raises(InputError, match=f"config.name='{name}': use small letters"):
             preparation.prepare(config, ("mel",), audio_dir=library)
+
+
+def test_a_second_preparation_says_for_whom_it_waits(prepared, corpus):
+    folder = Path(prepared.data_dir) / "fma_small" / "mel_waveform"
+    command = ["-m", "mgc_jax.prepare", "--config=fusionnet", f"--data_dir={prepared.data_dir}"]
+    with open(folder / ".lock", "a+") as file:
+        assert not take_lock(file)  # as the first one does
+        second = child.Python(*command, f"--audio_dir={corpus / 'fma_small'}")
+        while "waiting for" not in second.read("stderr"):
+            assert second.process.is_alive(), second.read("stderr")
+            time.sleep(0.05)
+    done = second.finish()
+    assert done.returncode == 0, done.stderr
+    assert f"waiting for process {os.getpid()} on " in done.stderr
+    assert f"which prepares {folder}" in done.stderr and "is there already" in done.stderr

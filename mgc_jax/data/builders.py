@@ -27,6 +27,7 @@ from mgc_jax.data.tracks import (
     check_usable,
     write_lists,
 )
+from mgc_jax.files import sealed
 
 Example = tuple[str, dict]
 
@@ -160,7 +161,9 @@ class ClipBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 split: {"tracks": len(used[split]), "clips": self.info.splits[split].num_examples}
                 for split in SPLITS
             },
+            genres=list(self.info.features["label"].names),
         )
+        self.info.metadata.update(sealed(self.info.metadata))
 
     def _skipped_by_beam(self, split: str) -> epath.Path:
         return self.data_path / f"skipped-{split}.json"

@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -14,11 +14,15 @@ from mgc_jax.data.folders import find_audio
 from mgc_jax.errors import InputError
 
 Clips = Generator[audio.AudioClip, None, int]  # returns how many had no signal
+Hear = Callable[[str, float], None]  # a source's name, and the seconds of it decoded so far
 Source = str | os.PathLike | np.ndarray | jax.Array | tuple[int, np.ndarray]
 
 
 def open_sources(
-    sources: Source | Iterable[Source], rate: int | None, settings: AudioSettings
+    sources: Source | Iterable[Source],
+    rate: int | None,
+    settings: AudioSettings,
+    hear: Hear | None = None,
 ) -> Iterator[tuple[str, Clips]]:
     """Names of sources, and their clips; nothing is read yet.
 
@@ -26,28 +30,46 @@ def open_sources(
         sources: see `Predictor.predict`.
         rate: of the arrays, in Hz.
         settings: rate and length of the clips.
+        hear: called block by block, in the thread that reads the clips; an InputError that it
+            raises is what is wrong with the source.
 
     Raises:
         InputError: `rate` is no whole number above 0; at once. What is wrong with a source is
             raised when its clips are read.
     """
     _check_rate(rate)
-    return _opened([sources] if _is_one(sources) else sources, rate, settings)
+    return _opened([sources] if _is_one(sources) else sources, rate, settings, hear)
 
 
 def _opened(
-    sources: Iterable[Source], rate: int | None, settings: AudioSettings
+    sources: Iterable[Source], rate: int | None, settings: AudioSettings, hear: Hear | None
 ) -> Iterator[tuple[str, Clips]]:
+    """As `open_sources`, of any number."""
     sample_rate = settings.sample_rate
-    clip_samples = settings.clip_samples
     arrays = itertools.count()
+
+    def cut(name: str, blocks: Iterable[np.ndarray]) -> Clips:
+        blocks = _heard(name, blocks, settings, hear) if hear else blocks
+        return audio.cut_clips(blocks, sample_rate, settings.clip_samples)
+
     for source in sources:
         if isinstance(source, str | os.PathLike):
             for path in find_files([source]):
-                yield path, audio.read_clips(path, sample_rate, clip_samples)
+                yield path, cut(path, audio.read_blocks(path, sample_rate))
         else:
             name = f"array {next(arrays)}"
-            yield name, _array_clips(source, rate, sample_rate, clip_samples)
+            yield name, cut(name, _array_blocks(source, rate, sample_rate))
+
+
+def _heard(
+    name: str, blocks: Iterable[np.ndarray], settings: AudioSettings, hear: Hear
+) -> Iterator[np.ndarray]:
+    """Passes blocks on, and says how far they reach."""
+    samples = 0
+    for block in blocks:
+        samples += len(block)
+        hear(name, samples / settings.sample_rate)
+        yield block
 
 
 def find_files(paths: Iterable[str | os.PathLike]) -> Iterator[str]:
@@ -73,8 +95,8 @@ def _is_one(sources: Any) -> bool:
     )
 
 
-def _array_clips(source: Any, rate: int | None, sample_rate: int, clip_samples: int) -> Clips:
-    """The clips of an array, or of a rate with an array; anything else is an InputError."""
+def _array_blocks(source: Any, rate: int | None, sample_rate: int) -> Iterator[np.ndarray]:
+    """An array, or a rate with an array, as blocks; anything else is an InputError."""
     if _is_one(source) and isinstance(source, tuple):
         rate, source = source
         _check_rate(rate)
@@ -82,8 +104,7 @@ def _array_clips(source: Any, rate: int | None, sample_rate: int, clip_samples: 
         raise InputError(f"{type(source).__name__}: need a path, an array, or (rate, array)")
     if rate is None:
         raise InputError("sample_rate is missing: an array does not tell it")
-    blocks = audio.array_blocks(np.asarray(source), rate, sample_rate)
-    return (yield from audio.cut_clips(blocks, sample_rate, clip_samples))
+    yield from audio.array_blocks(np.asarray(source), rate, sample_rate)
 
 
 def _check_rate(rate: int | None) -> None:

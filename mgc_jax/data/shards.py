@@ -27,7 +27,7 @@ from mgc_jax.data import VERSION
 from mgc_jax.data.features import FEATURES, folder_name
 from mgc_jax.data.tracks import SPLITS
 from mgc_jax.errors import InputError
-from mgc_jax.files import misfit, read_json, replacing, user_cache
+from mgc_jax.files import check_seal, misfit, read_json, replacing, user_cache
 
 _LABELS = ("label", "track_id", "clip")
 _FEATURES = "tensorflow_datasets.core.features"
@@ -133,9 +133,12 @@ def read_info(path: Path) -> tfds.core.DatasetInfo:
             "package have: it would be imported. Do not use these records"
         )
     read_json(path / "dataset_info.json", {"splits": [dict]}, fix=_AGAIN)
-    read_metadata(path)
+    metadata = read_metadata(path)
     try:
-        return tfds.builder_from_directory(path).info
+        info = tfds.builder_from_directory(path).info
+        if "genres" in metadata and metadata["genres"] != info.features["label"].names:
+            raise ValueError("its genres are not those that were written")
+        return info
     except Exception as error:  # of a file that is JSON but not TFDS's, anything
         reason = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
         raise InputError(f"{path} cannot be read ({reason}); {_AGAIN}") from error
@@ -151,6 +154,7 @@ def read_metadata(path: str | os.PathLike) -> dict:
         form["source"] = {"hash": str, "summary": str}
     if problem := misfit(metadata, form):
         raise InputError(f"{file}: {problem}; {_AGAIN}")
+    check_seal(file, metadata, _AGAIN)
     return metadata
 
 

@@ -25,7 +25,16 @@ import numpy as np
 
 from mgc_jax import console
 from mgc_jax.errors import InputError
-from mgc_jax.files import cell, misfit, read_json, replacing, write_bytes, write_text
+from mgc_jax.files import (
+    cell,
+    check_seal,
+    misfit,
+    read_json,
+    replacing,
+    sealed,
+    write_bytes,
+    write_text,
+)
 from mgc_jax.results.calibration import apply_temperature
 from mgc_jax.results.known import Known
 from mgc_jax.results.metrics import (
@@ -96,7 +105,7 @@ def read_data(workdir: str | os.PathLike) -> dict[str, str] | None:
 def write_levels(workdir: str | os.PathLike, levels: Mapping) -> None:
     """Writes what the bands of a run's log-mels are standardised by, where they are."""
     if levels:
-        write_text(Path(workdir, LEVELS), json.dumps(_sealed(levels)))
+        write_text(Path(workdir, LEVELS), json.dumps(sealed(levels)))
 
 
 def read_levels(workdir: str | os.PathLike) -> dict:
@@ -105,14 +114,14 @@ def read_levels(workdir: str | os.PathLike) -> dict:
     if not path.exists():
         return {}
     levels = read_json(path, dict, fix=_FIX_RUN)
-    _check_seal(path, levels, _FIX_RUN)
+    check_seal(path, levels, _FIX_RUN)
     return levels
 
 
 def write_calibration(workdir: str | os.PathLike, epoch: int, temperature: float) -> None:
     """Writes the temperature that was fitted for the weights of an epoch."""
     found = {"epoch": epoch, "temperature": temperature}
-    write_text(Path(workdir, CALIBRATION), json.dumps(_sealed(found)))
+    write_text(Path(workdir, CALIBRATION), json.dumps(sealed(found)))
 
 
 def read_temperature(workdir: str | os.PathLike, epoch: int) -> float:
@@ -128,21 +137,8 @@ def read_temperature(workdir: str | os.PathLike, epoch: int) -> float:
     temperature = found["temperature"]
     if not isinstance(temperature, _NUMBER) or not 0 < temperature < float("inf"):
         raise InputError(f"{path}: temperature={temperature!r} is no number above 0: {_FIX_RUN}")
-    _check_seal(path, found, _FIX_RUN)
+    check_seal(path, found, _FIX_RUN)
     return float(temperature) if found["epoch"] == epoch else 1.0
-
-
-def _sealed(content: Mapping) -> dict:
-    """A dictionary with the checksum of all else in it: a changed digit would be believed."""
-    whole = json.loads(json.dumps(content))
-    return {**whole, "checksum": zlib.crc32(json.dumps(whole, sort_keys=True).encode())}
-
-
-def _check_seal(path: Path, content: dict, fix: str) -> None:
-    """Takes a checksum off; raises InputError if it is another. Earlier versions wrote none."""
-    checksum = content.pop("checksum", None)
-    if checksum not in (None, _sealed(content)["checksum"]):
-        raise InputError(f"{path} has changed since it was written: {fix}")
 
 
 def write_known(workdir: str | os.PathLike, epoch: int, known: Known) -> None:
@@ -248,7 +244,7 @@ def write_evaluation(
     if predictions.tracks is not None:
         _write_predictions(report / TRACKS, predictions.tracks, genres, paths or {})
     scores["predictions"] = zlib.crc32((report / PREDICTIONS).read_bytes())
-    write_text(report / METRICS, json.dumps(_sealed(scores), indent=2))
+    write_text(report / METRICS, json.dumps(sealed(scores), indent=2))
     return scores
 
 
@@ -361,7 +357,7 @@ def read_metrics(workdir: str | os.PathLike, genres: Sequence[str]) -> dict:
             raise InputError(f"{path}: {name}.confusion_matrix is not genres x genres: {_FIX}")
         if {len(bounds) for bounds in metrics[name]["intervals"].values()} != {2}:
             raise InputError(f"{path}: {name}.intervals are not of two numbers each: {_FIX}")
-    _check_seal(path, metrics, _FIX)
+    check_seal(path, metrics, _FIX)
     return metrics
 
 
@@ -372,7 +368,7 @@ def write_report_files(
     report = Path(workdir, REPORT)
     for name, content in pictures.items():
         write_bytes(report / f"{name}.png", content)
-    write_text(report / FACTS, json.dumps(_sealed(facts), indent=2))
+    write_text(report / FACTS, json.dumps(sealed(facts), indent=2))
     write_bytes(report / PAGE, page)
     return report / PAGE
 
@@ -381,7 +377,7 @@ def read_facts(workdir: str | os.PathLike) -> dict[str, Any]:
     """What the report was told, `data` and `run`, and `cost` (see `report.cost`)."""
     path = Path(workdir, REPORT, FACTS)
     facts = read_json(path, _FACTS_FORM, fix=_FIX)
-    _check_seal(path, facts, _FIX)
+    check_seal(path, facts, _FIX)
     return facts
 
 

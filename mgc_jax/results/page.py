@@ -97,11 +97,11 @@ def _cell(value: object) -> str:
     return text(value)
 
 
-def png(figure: Figure) -> bytes:
-    """Draws a figure."""
+def png(figure: Figure, background: str = "white") -> bytes:
+    """Draws a figure; "none" is a background that shines through."""
     buffer = io.BytesIO()
     with no_glyph_warnings():
-        figure.savefig(buffer, format="png", dpi=_DPI, facecolor="white")
+        figure.savefig(buffer, format="png", dpi=_DPI, facecolor=background)
     return buffer.getvalue()
 
 
