@@ -261,7 +261,6 @@ def test_predict_goes_on_after_a_bad_file(finished, corpus, tmp_path):
 def test_predict_bad_use(finished, tmp_path):
     workdir, _, _ = finished
     for arguments, says in [
-        ((f"--workdir={workdir}", tmp_path / "gone.mp3"), "gone.mp3"),
         ((f"--workdir={workdir}", tmp_path), "no audio files"),
         ((f"--workdir={tmp_path}", __file__), "holds no trained run"),
         (("x.mp3",), "--workdir=... is missing"),
