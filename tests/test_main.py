@@ -250,9 +250,11 @@ def test_predict_goes_on_after_a_bad_file(finished, corpus, tmp_path):
     workdir, _, _ = finished
     (tmp_path / "bad.mp3").write_text("text")
     good = next(corpus.rglob("*.mp3"))
-    done = call("predict", f"--workdir={workdir}", "--format=json", tmp_path / "bad.mp3", good)
+    paths = (tmp_path / "bad.mp3", tmp_path / "gone.mp3", good)
+    done = call("predict", f"--workdir={workdir}", "--format=json", *paths)
     assert done.returncode == 1
-    bad, ranked = map(json.loads, done.stdout.splitlines())
+    bad, gone, ranked = map(json.loads, done.stdout.splitlines())
+    assert gone == {"path": str(paths[1]), "error": "no such file"}
     assert bad["path"].endswith("bad.mp3") and "cannot be decoded" in bad["error"]
     assert ranked["path"] == str(good) and len(ranked["probabilities"]) == 8
     assert "bad.mp3: cannot be decoded" in done.stderr
