@@ -19,10 +19,13 @@ limit         clips gathered from memory into one buffer, again and again
 Ours, plain, tf_data and grain end in a compiled step over all devices that touches every input;
 PyTorch's batches stay on the CPU. Ratios and both numbers of workers are logged.
 
-With --config: for steps that take an accelerator 1, 2 and 5 ms a batch of 32 (posed: nothing is
+With --config: for steps that take an accelerator 0.1 to 5 ms a batch of 32 (posed: nothing is
 computed, and up to four steps are under way, as in training), the share of the time that it has
-nothing to do, and the rates needed and reached; for the config's network on this machine, the share
-of the time that the loop spends in getting batches.
+nothing to do, and the rates needed; each where the loop's thread copies, as training does, and
+where tf.data's threads copy ahead of it. `cpu_ms` is what a batch takes of the loop's own thread,
+which other work on the machine does not change much: with less than the step takes, the device is
+busy. For the config's network on this machine, seconds a step with its augmentation and the share
+of them spent in getting batches, where the loop copies clips and where they lie on the devices.
 """
 
 import collections
@@ -57,11 +60,12 @@ from mgc_jax.configs import default
 from mgc_jax.data.features import make_features, settings_of
 from mgc_jax.data.input_pipeline import Split, open_dataset
 from mgc_jax.data.shards import dataset_path
+from mgc_jax.data.tracks import SPLITS
 from mgc_jax.training.augment import Augmenter
 from mgc_jax.training.network import Network
 from mgc_jax.training.step import create_train_state, train_step
 
-_CONFIG = cli.define_config()
+cli.define_config()
 _CLIPS = flags.DEFINE_integer("clips", 2048, "Clips of the set.", 64)
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each reader.", 1)
 _SECONDS = flags.DEFINE_float("seconds", 0.4, "Length of a turn.")
@@ -81,7 +85,7 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(_DIR.value or temporary)
         if asked:
-            results = measure_waiting(_CONFIG.value, folder)
+            results = measure_waiting(flags.FLAGS.config, folder)
         else:
             results = measure_rates(default.get_config(), folder)
     print(json.dumps(results, indent=2))
@@ -89,6 +93,8 @@ def main(argv: list[str]) -> None:
 
 def measure_rates(config: ConfigDict, folder: Path) -> dict:
     clips = make_clips(config, folder)
+    if importlib.util.find_spec("torch"):
+        torch_loaders.write(folder, clips)
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, spawn) as torch_process:
         return {
@@ -141,7 +147,7 @@ def _compare(config, folder: Path, names: tuple[str, ...], clips: dict, torch_pr
 
 
 def make_clips(config: ConfigDict, folder: Path) -> dict[str, np.ndarray]:
-    """Random clips, `[clips, ...]` of each feature; also stored as PyTorch's loaders read them."""
+    """Random clips, `[clips, ...]` of each feature."""
     rng = np.random.default_rng(0)
     clips = {}
     folder.mkdir(parents=True, exist_ok=True)
@@ -149,8 +155,6 @@ def make_clips(config: ConfigDict, folder: Path) -> dict[str, np.ndarray]:
         info = np.iinfo(feature.dtype)
         shape = (_CLIPS.value, *feature.shape)
         clips[feature.name] = rng.integers(info.min, info.max, shape, feature.dtype, endpoint=True)
-    if importlib.util.find_spec("torch"):
-        torch_loaders.write(folder, clips)
     return clips
 
 
@@ -182,7 +186,13 @@ def write_tfds(config: ConfigDict, folder: Path, names: tuple[str, ...], clips: 
                 ),
                 split_datasets={"train": examples},
             )
-        metadata = {"settings": settings_of(stored)}
+        count = {"tracks": _CLIPS.value, "clips": _CLIPS.value}
+        metadata = {
+            "settings": settings_of(stored),
+            "splits": dict.fromkeys(SPLITS, count),
+            "tracks_listed": _CLIPS.value,
+            "synthetic": True,
+        }
         (path / "metadata.json").write_text(json.dumps(metadata))
 
 
@@ -283,17 +293,40 @@ def measure_waiting(config: ConfigDict, folder: Path) -> dict:
     names = network.module.inputs
     write_tfds(config, folder, names, make_clips(config, folder))
     split = open_dataset(config, names).splits["train"]
-    batches = split.train_batches(_BATCH, seed=0)
-    for _ in range(split.steps_per_epoch(_BATCH)):
-        next(batches)
-    results = {"rate": _rounded(_rate(map(_deliver, batches))), "posed": {}}
-    for milliseconds in (1, 2, 5):
-        share = _share_of_posed_step(batches, milliseconds / 1000)
-        needed = _BATCH * 1000 / milliseconds
-        results["posed"][f"{milliseconds} ms"] = {"needed": needed, "waiting": _rounded(share)}
-    seconds, share = _share_of_real_step(network, split)
-    results["real"] = {"step_s": _rounded(seconds), "waiting": _rounded(share)}
+    results = {"posed": {}, "real": {}}
+    forms = {"loop": split.train_batches(_BATCH, seed=0), "tf_data": tf_data_copies(split)}
+    for form, batches in forms.items():
+        for _ in range(split.steps_per_epoch(_BATCH)):
+            next(batches)
+        began = time.thread_time()
+        count, _ = torch_loaders.count_batches(map(_deliver, batches), 5 * _SECONDS.value)
+        spent = 1000 * (time.thread_time() - began) / count
+        results["posed"][form] = {"cpu_ms": _rounded(spent)}
+    for milliseconds in (0.1, 0.3, 1, 2, 5):
+        for form, batches in forms.items():
+            share = _share_of_posed_step(batches, milliseconds / 1000)
+            results["posed"][form][f"{milliseconds} ms"] = _rounded(share)
+    for place in ("host", "device"):
+        seconds, share = _share_of_real_step(network, split, on_device=place == "device")
+        rate = _rounded(network.config.batch_size / seconds)
+        results["real"][place] = {"clips_per_s": rate, "waiting": _rounded(share)}
+    console.log.info("waiting: %s", json.dumps(results))
     return results
+
+
+def tf_data_copies(split: Split) -> Iterator[dict]:
+    """As `train_batches`, but copied by tf.data's own threads, some batches ahead."""
+    fields = split.gather(np.zeros(1, np.int64))
+
+    def gather(step):
+        rows = split.train_rows(np.array([step]), _BATCH, 0)[0]
+        return list(split.gather(rows).values())
+
+    types = [tf.as_dtype(values.dtype) for values in fields.values()]
+    dataset = tf.data.Dataset.range(sys.maxsize)
+    dataset = dataset.map(lambda step: tf.numpy_function(gather, [step], types), 2)
+    dataset = dataset.prefetch(2 * _STEPS_IN_FLIGHT)
+    return (dict(zip(fields, batch, strict=True)) for batch in dataset.as_numpy_iterator())
 
 
 def _share_of_posed_step(batches: Iterator, seconds: float) -> float:
@@ -310,19 +343,22 @@ def _share_of_posed_step(batches: Iterator, seconds: float) -> float:
     return idle / (ends[-1] - began)
 
 
-def _share_of_real_step(network: Network, split) -> tuple[float, float]:
+def _share_of_real_step(network: Network, split: Split, on_device: bool) -> tuple[float, float]:
     """Seconds a step of training, and the share of them spent in getting the batch."""
     config = network.config
     state = create_train_state(network)
     augmenter = Augmenter(config, network.features)
-    step = parallel.data_parallel(
-        lambda state, batch, noise: train_step(
-            state, batch, network, functools.partial(augmenter, noise=noise)
-        ),
-        donate=True,
-        kept=augmenter.noise(),
-    )
-    batches = split.train_batches(config.batch_size, config.seed)
+    if on_device:
+        parallel.device_memory = lambda: sys.maxsize  # as in `on_device_batches`
+    clips = split.on_devices(1.0) if on_device else {}
+
+    def train(state, batch, kept):
+        clips, noise = kept
+        batch |= {name: stored[batch["row"]] for name, stored in clips.items()}
+        return train_step(state, batch, network, functools.partial(augmenter, noise=noise))
+
+    step = parallel.data_parallel(train, donate=True, kept=(clips, augmenter.noise()))
+    batches = split.train_batches(config.batch_size, config.seed, copy=not clips)
     history, waited = [], 0.0
     for i in itertools.count():
         start = time.perf_counter()

@@ -65,11 +65,12 @@ from absl import flags
 from mgc_jax import cli, console, parallel
 from mgc_jax.errors import InputError
 from mgc_jax.models import MODELS, count_parameters
+from mgc_jax.results.published import PUBLISHED
 from mgc_jax.training.inference import compile_predict_step, predict_step
 from mgc_jax.training.network import Network
 from mgc_jax.training.step import create_train_state, train_step
 
-_NETWORKS = flags.DEFINE_list("networks", sorted(MODELS), "Names of networks.")
+_NETWORKS = flags.DEFINE_list("networks", list(PUBLISHED), "Names of networks.")
 _BATCH = flags.DEFINE_list(
     "batch",
     [],
@@ -187,7 +188,7 @@ class Rival:
     def __init__(self, process: ProcessPoolExecutor, name: str, ours: Ours):
         self._process = process
         settings = {
-            "mels": ours.settings.n_mels,
+            "mels": ours.network.config.mel.n_mels,
             "classes": _CLASSES,
             "learning_rate": ours.network.config.learning_rate,
             "weight_decay": ours.network.config.weight_decay,
@@ -221,6 +222,8 @@ def main(argv: list[str]) -> None:
     for name in _NETWORKS.value:
         if name not in MODELS:
             raise InputError(f"--networks={name!r} is unknown: one of {', '.join(MODELS)}")
+        if _TORCH.value and name not in PUBLISHED:
+            raise InputError(f"--torch: there is no {name} in PyTorch here, only the source's five")
     # Here, not where they are used, after minutes of measuring.
     if len(_integers(_BATCH)) not in (0, 1, len(_NETWORKS.value)):
         raise InputError(

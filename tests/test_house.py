@@ -5,8 +5,6 @@ import doctest
 import importlib
 import re
 import runpy
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,17 +106,6 @@ def test_slow_parts_of_scipy_are_imported_where_they_are_used():
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.Import | ast.ImportFrom):
                 assert not re.search(r"scipy\.(stats|optimize)", ast.unparse(node)), path
-
-
-def test_predicting_imports_nothing_that_only_training_needs():
-    """Each would delay the first answer."""
-    code = "import sys, mgc_jax.predictor; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    loaded = set(done.stdout.split())
-    assert "mgc_jax.training.inference" in loaded
-    for name in ("optax", "mgc_jax.training.step", "mgc_jax.training.augment", "tensorflow"):
-        assert name not in loaded
-    assert not loaded & {"matplotlib", "librosa", "scipy.stats"}
 
 
 def test_all_commands_can_be_imported_side_by_side():
