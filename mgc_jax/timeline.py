@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from mgc_jax.console import shown
 from mgc_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def plot_timeline(result: "Prediction", page: bool = False) -> Figure:
         drawn = areas[::-1]
         names = names[::-1]
         label = "Probability"
-    name = os.path.basename(result.source)
+    name = shown(os.path.basename(result.source))
     name = name if len(name) <= _NAMED else f"{name[: _NAMED - 1]}…"
     picture.set_title(f"{name}\n{title}", parse_math=False)
     shares.set(xlim=(0, seconds), ylim=(0, 1), xlabel="Time (s)", ylabel=label)

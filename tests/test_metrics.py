@@ -103,7 +103,7 @@ def test_classes_that_never_occur_or_are_never_predicted():
     assert [rows[x]["roc_auc"] for x in "abcd"] == [0.25, 0.5, None, None]
     assert found["roc_auc"] == pytest.approx(0.375)
     assert found["f1"] == found["precision"] == found["recall"] == 0.125
-    one_class = SplitPredictions(*(array[:2] for array in predictions))
+    one_class = SplitPredictions(*(array[:2] for array in predictions[:4]))
     assert classification_metrics(one_class, ["a", "b", "c", "d"])["roc_auc"] is None
 
 
@@ -132,7 +132,9 @@ def test_bootstrap_draws_tracks_with_all_their_clips():
         rows = np.concatenate(
             [np.repeat(np.arange(3 * t, 3 * t + 3), n) for t, n in enumerate(drawn)]
         )
-        expected = classification_metrics(SplitPredictions(*(x[rows] for x in predictions)), GENRES)
+        expected = classification_metrics(
+            SplitPredictions(*(x[rows] for x in predictions[:4])), GENRES
+        )
         assert all(drawn.reshape(6, 5).sum(axis=0) > 0), "a class was lost: take another seed"
         for name, values in found.items():
             assert values[i] == pytest.approx(expected[name]), name
