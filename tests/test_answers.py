@@ -235,12 +235,13 @@ def test_commands_share_a_library(workdir, library, tmp_path):
     for shard in ("1/2", "2/2"):
         flags = (f"--workdir={workdir}", f"--shard={shard}", library)
         call("predict", *flags, f"--output={tmp_path}/table.csv")
+        # The names of temporary folders decide what is in a share: it may be empty, or bad alone.
         index = tmp_path / f"{shard[0]}.npz"
         call("embed", *flags, f"--output={index}")
-        seen["embed"] += np.load(index)["paths"].tolist()
-        plan = tmp_path / "plan.csv"
+        seen["embed"] += np.load(index)["paths"].tolist() if index.exists() else []
+        plan = tmp_path / f"{shard[0]}.csv"
         call("tag", *flags, f"--output={plan}")
-        seen["tag"] += [row["file"] for row in rows_of(plan)]
+        seen["tag"] += [row["file"] for row in rows_of(plan)] if plan.exists() else []
     seen["predict"] = [row["path"] for row in rows_of(tmp_path / "table.csv")]
     expected = list(find_songs([str(library)], None))
     bad = str(library / "b" / "bad.mp3")
