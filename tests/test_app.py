@@ -1,36 +1,93 @@
 """The page, in a browser, from a server on loopback."""
 
+import base64
+import csv
+import io
+import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
+import soundfile
 from child import call, free_port
 from conftest import ROOT, write_audio
 
+import mgc_jax
+
 CHROMIUM = shutil.which("chromium")
+REQUESTS = 12  # one after the other, and a quarter of them at once
 
 
 @pytest.fixture
-def server(workdir):
-    """The address of the page, once it is served."""
+def server(workdir, tmp_path):
+    """The address of the page, once it is served, and the process that serves it."""
     port = free_port()
     command = [sys.executable, "-m", "mgc_jax.app", f"--workdir={workdir}", f"--port={port}"]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+    environment = os.environ | {"GRADIO_TEMP_DIR": str(tmp_path / "uploads")}
+    with subprocess.Popen(
+        [*command, "--minutes=1"], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+    ) as process:
         said = process.stderr.readline()
         assert f"open http://127.0.0.1:{port}/" in said, said + process.stderr.read()
-        yield f"http://127.0.0.1:{port}/"
+        yield f"http://127.0.0.1:{port}/", process
         process.terminate()
         last = process.communicate()[1].splitlines()[-1]
         assert process.returncode == 130 and last.endswith("stopped"), last
+
+
+def descriptors(process) -> int:
+    """How many files and sockets a process has open."""
+    return len(os.listdir(f"/proc/{process.pid}/fd"))
+
+
+def table_of(link: str) -> list[dict[str, str]]:
+    """The rows of the CSV file that is in a link."""
+    content = base64.b64decode(re.search('base64,([^"]+)', link)[1]).decode()
+    return list(csv.DictReader(io.StringIO(content)))
+
+
+def test_many_requests_leave_no_files(server, workdir, tmp_path):
+    """Answers are those of the predictor; a long file is refused, and others are not held up."""
+    from gradio_client import Client, handle_file
+
+    url, process = server
+    write_audio(tmp_path / "song.flac", 4, 16000, 1)
+    (expected,) = mgc_jax.load(workdir).predict(tmp_path / "song.flac")
+    silence = np.zeros(3600 * 8000, np.int16)  # a few kB
+    soundfile.write(tmp_path / "hour.flac", silence, 8000)
+    client = Client(url, verbose=False)
+
+    def ask(name="song.flac"):
+        return table_of(client.predict([handle_file(tmp_path / name)], api_name="/predict"))
+
+    (row,) = ask()
+    assert row["path"] == "song.flac" and row["genre"] == expected.genre
+    shares = [float(row[f"prob_{genre}"]) for genre in expected.genres]
+    assert shares == pytest.approx([expected.ranking[g] for g in expected.genres], abs=1e-5)
+    assert ask("hour.flac")[0]["error"] == "longer than 1 min"
+    with ThreadPoolExecutor(REQUESTS // 4) as together:
+
+        def ask_all():
+            assert all(ask() == [row] for _ in range(REQUESTS))
+            found = [together.submit(ask) for _ in range(REQUESTS // 4)]
+            assert all(answer.result() == [row] for answer in found)
+
+        ask_all()  # what is made once
+        before = descriptors(process)
+        ask_all()
+    assert descriptors(process) <= before + 5
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (Debian: apt-get install chromium)")
 def test_files_and_recordings_in_a_browser(server, tmp_path):
     from playwright.sync_api import sync_playwright
 
+    server, _ = server
     for name, seconds in (("first.mp3", 21.0), ("second.flac", 12.0)):
         write_audio(tmp_path / name, seconds)
     (tmp_path / "bad.mp3").write_text("not music")
@@ -54,12 +111,17 @@ def test_files_and_recordings_in_a_browser(server, tmp_path):
         labels = page.get_by_test_id("label-output-value")
         assert labels.count() == 2
         assert all(genres.fullmatch(text.strip()) for text in labels.all_inner_texts())
-        pictures = page.get_by_test_id("matplotlib").locator("img")
+        pictures = page.locator("img.timeline")
         assert pictures.count() == 2
         for i in range(2):
             pictures.nth(i).wait_for()
             assert pictures.nth(i).evaluate("image => image.decode().then(() => image.width)") > 300
 
+        assert page.locator("audio, #waveform, [data-testid^=waveform]").count() >= 2
+        assert page.get_by_role("link", name="CSV").get_attribute("download") == "answers.csv"
+        assert "Share" not in page.content()
+        accepted = page.locator("input[type=file]").first.get_attribute("accept")
+        assert ".mp3" in accepted and ".flac" in accepted and "*" not in accepted
         page.get_by_role("button", name="Record").click()
         page.wait_for_timeout(2500)  # of the fake microphone's beeps
         page.get_by_role("button", name="Stop").first.click()
