@@ -204,7 +204,8 @@ class _Base:
             process = child.Python("-m", *command)
             hung = _watch(process.process.pid, process.process.is_alive) < 0
             done = process.finish()
-            problem = "hangs" if hung else _complaint(done.stderr, done.returncode, {0})
+            # A split may be left without a track, where all are damaged or copies.
+            problem = "hangs" if hung else _complaint(done.stderr, done.returncode, {0, 1})
             if problem:
                 problems[numbers[0]] = f"prepare of {numbers[0]} to {numbers[-1]}: {problem}"
             yield from problems.items()

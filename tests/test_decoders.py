@@ -1,5 +1,7 @@
 """Files as people join, tag, cut and rename them; beside the sound that went in."""
 
+import struct
+
 import numpy as np
 import pytest
 import soundfile
@@ -279,3 +281,14 @@ def test_joined_flacs_are_read_whole(tmp_path, monkeypatch, read):
     joined.write_bytes(id3(bytes(50)) + contents[2] + contents[0][:5000])
     with pytest.raises(DamagedError, match="damaged in stream 2|damaged after"):
         load_audio(joined, RATE)
+
+
+@pytest.mark.parametrize("tag", [0, 5])
+def test_a_codec_that_nobody_knows_is_one_line(tmp_path, tag):
+    """Found by mutations: FFmpeg opens such a WAV, and has no decoder for its stream."""
+    form = struct.pack("<4sIHHIIHH", b"fmt ", 16, tag, 1, 16000, 32000, 2, 16)
+    data = b"data" + struct.pack("<I", 2000) + bytes(2000)
+    body = b"WAVE" + form + data
+    (tmp_path / "odd.wav").write_bytes(b"RIFF" + struct.pack("<I", len(body)) + body)
+    with pytest.raises(InputError, match="cannot be decoded"):
+        load_audio(tmp_path / "odd.wav", 16000)

@@ -281,7 +281,10 @@ def _open_ffmpeg(file: BinaryIO, is_mpeg: bool) -> Iterator[Decoded]:
             raise InputError(f"cannot be decoded: {_ffmpeg_reason(error)}") from None
         if not container.streams.audio or (container.format.name == "mp3" and not is_mpeg):
             raise InputError("cannot be decoded: no sound in it")
-        rate = container.streams.audio[0].rate
+        sound = container.streams.audio[0]
+        if sound.codec_context is None:
+            raise InputError("cannot be decoded: its codec is unknown")
+        rate = sound.rate
         if not rate:
             raise InputError("cannot be decoded: no sample rate in it")
         yield Decoded(rate, _read_ffmpeg(container, rate))
