@@ -54,6 +54,13 @@ def test_damaged_metadata_are_one_line(own_data, name, content):
     assert "\n" not in str(error.value) and "prepare it again" in str(error.value)
 
 
+def test_a_foreign_template_of_names_is_one_line(own_data):
+    path = folder_of(own_data) / "dataset_info.json"
+    path.write_text(path.read_text().replace("{SHARD_X_OF_Y}", "{SHARD_X_OF_X}"))
+    with pytest.raises(InputError, match="cannot be read .ValueError: Could not format template"):
+        open_dataset(own_data, ("mel",))
+
+
 def rewrite(config, change) -> None:
     """Changes the third record of the train split."""
     (path,) = folder_of(config).glob("*-train.tfrecord*")

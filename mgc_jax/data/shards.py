@@ -138,6 +138,8 @@ def read_info(path: Path) -> tfds.core.DatasetInfo:
         info = tfds.builder_from_directory(path).info
         if "genres" in metadata and metadata["genres"] != info.features["label"].names:
             raise ValueError("its genres are not those that were written")
+        for split in info.splits.values():
+            _ = split.filepaths  # the template of their names is looked at no earlier
         return info
     except Exception as error:  # of a file that is JSON but not TFDS's, anything
         reason = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
