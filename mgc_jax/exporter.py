@@ -20,7 +20,7 @@ from mgc_jax import console, process
 from mgc_jax.errors import InputError
 from mgc_jax.files import write_bytes, write_text
 from mgc_jax.predictor import DEMO_NOTICE
-from mgc_jax.training.crops import windows
+from mgc_jax.training.inference import over_windows
 from mgc_jax.training.network import TrainedRun, load_run
 
 
@@ -62,13 +62,13 @@ def _clips_to_probabilities(run: TrainedRun) -> Callable:
     """The network with its features: `[batch, samples] float32` to `[batch, genres] float32`."""
     network, variables, _, temperature = run
 
+    def logits_of(stored):
+        return network.module.apply(variables, *network.inputs(stored).values(), train=False)
+
     def probabilities(clips):
         stored = {f.name: f.encode_on_device(clips) for f in network.stored}
-        if network.config.crop_seconds:
-            stored = windows(stored, network)
-        logits = network.module.apply(variables, *network.inputs(stored).values(), train=False)
-        if network.config.crop_seconds:  # log-probabilities, but for what softmax takes away
-            logits = logits.reshape(-1, network.config.windows, logits.shape[-1]).mean(axis=1)
+        # Their means over windows are those of log-probabilities, but for what softmax takes away.
+        logits = over_windows(logits_of, stored, network)
         return jax.nn.softmax(logits / temperature)
 
     return probabilities

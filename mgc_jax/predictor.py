@@ -373,7 +373,6 @@ class Predictor:
         if self._known:
             vector = rows[:, len(self.genres) :].mean(axis=0, dtype=np.float64)
             distance = float(self._known.distance(vector[None])[0])
-            rows = rows[:, : len(self.genres)]
         if self.tagging:
             timeline = rows
             mean = rows.mean(axis=0)

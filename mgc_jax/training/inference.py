@@ -52,20 +52,36 @@ def over_clips(function: Callable, batch: Mapping[str, jax.Array], network: Netw
         batch: one replica's part of the stored features.
         network: says which features it reads, and how many clips a CPU takes at once.
     """
-    stored = {name: batch[name] for name in network.module.inputs}
-    if network.config.crop_seconds:
-        stored = windows(stored, network)
-    (size,) = {len(array) for array in stored.values()}
-    clips_at_once = network.module.clips_at_once
-    at_once = math.gcd(size, clips_at_once) if clips_at_once and on_cpu() else size
-    if at_once < size:  # one after another
+
+    def in_parts(stored):
+        (size,) = {len(array) for array in stored.values()}
+        clips_at_once = network.module.clips_at_once
+        at_once = math.gcd(size, clips_at_once) if clips_at_once and on_cpu() else size
+        if at_once == size:
+            return function(stored)
         parts = jax.tree.map(lambda x: x.reshape(-1, at_once, *x.shape[1:]), stored)
-        outputs = jax.lax.map(function, parts).reshape(size, -1)
-    else:
-        outputs = function(stored)
-    if network.config.crop_seconds:
-        outputs = outputs.reshape(-1, network.config.windows, outputs.shape[-1]).mean(axis=1)
+        return jax.lax.map(function, parts).reshape(size, -1)  # one after another
+
+    stored = {name: batch[name] for name in network.module.inputs}
+    outputs = over_windows(in_parts, stored, network)
     return jax.lax.all_gather(outputs, parallel.AXIS, tiled=True)
+
+
+def over_windows(
+    function: Callable, stored: Mapping[str, jax.Array], network: Network
+) -> jax.Array:
+    """A function's results for clips, `[clips, width]`: of networks that see stretches of clips,
+    the means over a clip's windows.
+
+    Args:
+        function: from stored features, of clips or stretches `[n, ...]`, to `[n, width]`.
+        stored: the features of whole clips.
+        network: says what it sees of them.
+    """
+    if not network.config.crop_seconds:
+        return function(stored)
+    outputs = function(windows(stored, network))
+    return outputs.reshape(-1, network.config.windows, outputs.shape[-1]).mean(axis=1)
 
 
 def compile_predict_step(network: Network) -> Callable:
