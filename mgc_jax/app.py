@@ -8,7 +8,6 @@ Needs the extra `app` (pip install -e ".[app]"); the page loads nothing from oth
 files of up to 200 MB, and deletes them ten minutes later; --minutes bounds how long they may be.
 """
 
-import base64
 import contextvars
 import csv
 import html
@@ -158,6 +157,7 @@ def _shown(result: "Prediction") -> dict[str, Any]:
 def _table(results: Iterable["Prediction"], predictor: "Predictor") -> str:
     """A link to the answers as a CSV file, which is in the link itself."""
     from mgc_jax.answers import csv_cells, csv_columns
+    from mgc_jax.results.page import data_url
 
     text = io.StringIO(newline="")
     writer = csv.writer(text)
@@ -165,17 +165,15 @@ def _table(results: Iterable["Prediction"], predictor: "Predictor") -> str:
     for result in results:
         _, *values = csv_cells(result, predictor)
         writer.writerow([cell(os.path.basename(result.source), "./"), *values])
-    return f'<a download="answers.csv" href="{_data_url("text/csv", text.getvalue())}">CSV</a>'
-
-
-def _data_url(kind: str, content: str | bytes) -> str:
-    data = content.encode(errors="backslashreplace") if isinstance(content, str) else content
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+    link = data_url("text/csv", text.getvalue().encode(errors="backslashreplace"))
+    return f'<a download="answers.csv" href="{link}">CSV</a>'
 
 
 def _show(results: list[dict[str, Any]]) -> None:
     """Each answer: the sound, the picture of it, and the genres."""
     import gradio as gr
+
+    from mgc_jax.results.page import data_url
 
     for result in results:
         name = os.path.basename(result["path"])
@@ -190,7 +188,7 @@ def _show(results: list[dict[str, Any]]) -> None:
                 gr.Audio(result["path"], interactive=False, buttons=["download"], label=name)
                 gr.Label(result["ranking"], num_top_classes=10, label=result["what"])
             with gr.Column(scale=2, min_width=280):
-                url = _data_url("image/png", result["picture"])
+                url = data_url("image/png", result["picture"])
                 words = html.escape(f"Spectrogram of {name}, and below it the genres over time")
                 gr.HTML(f'<img class="timeline" style="width:100%" alt="{words}" src="{url}">')
 

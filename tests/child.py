@@ -87,6 +87,30 @@ def _run(command, cwd, environment, folder):
         atexit._run_exitfuncs()
 
 
+def killed_after(count: int, kept_by: str, command: str) -> str:
+    """A program: a command that kills itself once it has kept so many files.
+
+    Args:
+        count: of files.
+        kept_by: the class whose `add` keeps one, with its module: `answers.GrowingTable`.
+        command: its word.
+    """
+    module, _, name = kept_by.rpartition(".")
+    return f"""
+import os, signal
+from mgc_jax import cli
+from mgc_jax.{module} import {name}
+add, done = {name}.add, []
+def add_some(*arguments):
+    add(*arguments)
+    done.append(arguments)
+    if len(done) == {count}:
+        os.kill(os.getpid(), signal.SIGKILL)
+{name}.add = add_some
+cli.run("{command}")
+"""
+
+
 def assert_one_error(done: subprocess.CompletedProcess, says: str = "") -> None:
     """A command ended with one line of what is wrong, after a line of what it was loading."""
     said = [x for x in done.stderr.splitlines() if not re.match(r"[\d:]+ loading ", x)]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from child import Python, call
+from child import Python, call, killed_after
 from conftest import write_audio
 
 import mgc_jax
@@ -56,22 +56,6 @@ def without(row: dict, *names: str) -> dict:
     return {key: value for key, value in row.items() if key not in names}
 
 
-PREDICT_AND_DIE = """
-import os, signal
-from mgc_jax import cli
-from mgc_jax.answers import GrowingTable
-from mgc_jax.data.clips import iter_clips
-add, done = GrowingTable.add, []
-def add_four(*arguments):
-    add(*arguments)
-    done.append(arguments)
-    if len(done) == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-GrowingTable.add = add_four
-cli.run("predict")
-"""
-
-
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
 def test_a_killed_run_goes_on(workdir, library, tmp_path, ending):
     """Killed after four files, within a fifth's row: the table of an uninterrupted run, no file
@@ -91,7 +75,9 @@ def test_a_killed_run_goes_on(workdir, library, tmp_path, ending):
     size = os.path.getsize(library / "a" / "one.flac")
     assert int(expected[0]["size"]) == size
 
-    killed = Python("-c", PREDICT_AND_DIE, *flags, f"--output={table}").finish()
+    killed = Python(
+        "-c", killed_after(4, "answers.GrowingTable", "predict"), *flags, f"--output={table}"
+    ).finish()
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     kept = table.read_bytes()
     assert [row["path"] for row in rows_of(table)] == paths[:4]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from child import Python, assert_one_error, call
+from child import Python, assert_one_error, call, killed_after
 from conftest import write_audio
 
 import mgc_jax
@@ -117,21 +117,6 @@ def test_index_is_what_python_gives(index, network, music, workdir):
     assert not part_folder(index).exists()
 
 
-EMBED_AND_DIE = """
-import os, signal
-from mgc_jax import cli
-from mgc_jax.results.song_index import GrowingIndex
-add, done = GrowingIndex.add, []
-def add_five(*arguments):
-    add(*arguments)
-    done.append(arguments)
-    if len(done) == 5:
-        os.kill(os.getpid(), signal.SIGKILL)
-GrowingIndex.add = add_five
-cli.run("embed")
-"""
-
-
 def test_a_killed_run_goes_on(workdir, music, index, tmp_path):
     """Killed after its first files, half a line and half a vector more: the same index in the end.
 
@@ -144,7 +129,9 @@ def test_a_killed_run_goes_on(workdir, music, index, tmp_path):
     output = tmp_path / "out.npz"
     part = part_folder(output)
     flags = (f"--workdir={workdir}", f"--output={output}", library)
-    killed = Python("-c", EMBED_AND_DIE, *flags).finish()
+    killed = Python(
+        "-c", killed_after(5, "results.song_index.GrowingIndex", "embed"), *flags
+    ).finish()
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not output.exists()
     assert (part / "songs.jsonl").read_bytes().count(b"\n") - 1 == 5

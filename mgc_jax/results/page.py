@@ -118,12 +118,17 @@ def _inches_wide(picture: bytes) -> float:
     return int.from_bytes(picture[16:20]) / _DPI
 
 
+def data_url(kind: str, content: bytes) -> str:
+    """An address that holds what is there, so that a page needs no other file."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
 def pictures(drawn: Mapping[str, bytes]) -> str:
     """Pictures of `png` inside the page, side by side where there is room: {what it shows: PNG}."""
     figures = []
     for alt, content in drawn.items():
         rem = 5 * _inches_wide(content)  # letters about as large as the page's own
-        source = f"data:image/png;base64,{base64.b64encode(content).decode()}"
+        source = data_url("image/png", content)
         image = f'<img src="{source}" alt="{text(alt)}">'
         figures.append(f'<figure style="--width: {rem:.0f}rem">{image}</figure>')
     return f'<div class="pictures">{"".join(figures)}</div>\n'
