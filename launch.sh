@@ -5,7 +5,7 @@ set -euo pipefail
 usage() {
   cat <<'TEXT'
 usage: ./launch.sh [ARGUMENTS OF mgc_jax.main]   set up, then train, evaluate, report (default: the demo)
-       ./launch.sh test [ARGUMENTS OF pytest]    set up, then run the test suite
+       ./launch.sh test [ARGUMENTS OF pytest]    set up, then run the test suite, in up to four processes
        ./launch.sh reproduce [ARGUMENTS OF mgc_jax.reproduce]
                                                  set up, then make the source's results table anew
        ./launch.sh setup                         set up only
@@ -110,7 +110,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 case ${1:-} in
   -h | --help) usage ;;
   setup) setup ;;
-  test) shift; setup test; exec .venv/bin/python -m pytest -q "$@" ;;
+  # Modules stay whole: their fixtures are made once.
+  test) shift; setup test; exec .venv/bin/python -m pytest -q -n auto --maxprocesses=4 --dist=loadfile \
+    --no-loadscope-reorder "$@" ;;
   tpu) shift; tpu "$@" ;;
   reproduce) shift; setup; exec .venv/bin/python -m mgc_jax.reproduce "$@" ;;
   *) setup; exec .venv/bin/python -m mgc_jax.main "$@" ;;

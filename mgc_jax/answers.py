@@ -188,17 +188,19 @@ class GrowingTable:
             InputError: a row is none that this command and network write.
         """
         start = 0
-        record = b""
+        record = bytearray()
+        quotes = 0
         number = 1
         with open(self._path, "rb") as file:
             for line in file:
                 record += line
+                quotes += line.count(b'"')
                 # An odd number of quotes: the line ends within a name or a reason.
-                if not line.endswith(b"\n") or (self._is_csv and record.count(b'"') % 2):
+                if not line.endswith(b"\n") or (self._is_csv and quotes % 2):
                     continue
-                yield self._parsed(record, number), start, start + len(record)
+                yield self._parsed(bytes(record), number), start, start + len(record)
                 start += len(record)
-                record = b""
+                record.clear()
                 number += 1
         expected = self._head if number == 1 else b""
         if not self._is_csv:

@@ -6,6 +6,7 @@ import zlib
 from pathlib import Path
 
 import child
+import jax
 import numpy as np
 import pytest
 import soundfile
@@ -25,8 +26,9 @@ from mgc_jax.training.network import Network
 from mgc_jax.training.pretrained import to_torch, torch_name
 from mgc_jax.training.public_weights import PUBLIC_WEIGHTS
 
-# Compiled functions are kept from run to run, as users' are.
+# Compiled functions are kept from run to run, as users' are; here even the small ones, of many.
 parallel.use_compilation_cache()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def pytest_sessionstart():
@@ -139,6 +141,7 @@ def public_cache(tmp_path_factory):
     """A cache that holds random numbers for public weights, while a module's tests run."""
     cache = tmp_path_factory.mktemp("cache")
     random_musicnn(cache)
+    (cache / "mgc_jax" / "jax").symlink_to(user_cache("jax"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(cache))
         yield cache

@@ -1,5 +1,7 @@
 """Sizes and shapes of the networks."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,22 @@ PARAMETERS = {  # as the source counts its own; musicnn of 50 classes has 787,15
     "probe": 811_237,
 }
 SHAPES = {"mel": (128, 513), "mel96": (626, 96), "waveform": (160_000,)}
+OTHER_SHAPES = {
+    "short": {"mel": (77, 513), "mel96": (400, 96), "waveform": (96_000,)},
+    "tiny": {"mel": (40, 64), "mel96": (40, 96), "waveform": (30_000,)},
+}
+
+
+@functools.cache
+def fresh(name, classes, size):
+    """Inputs of four clips for a network, `short` or `tiny`, and its variables."""
+    model = create_model(name, classes)
+    inputs = [
+        jax.random.normal(jax.random.key(i), (4, *OTHER_SHAPES[size][feature])) / 2
+        for i, feature in enumerate(model.inputs)
+    ]
+    init = jax.jit(lambda *x: model.init(jax.random.key(0), *x, train=False))
+    return inputs, init(*inputs)
 
 
 def test_no_network_is_missing():
@@ -49,18 +67,16 @@ def test_batches_of_any_size_can_be_exported(name):
 @pytest.mark.parametrize("name", PARAMETERS)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_logits_of_another_length(name, dtype):
-    shapes = {"mel": (77, 513), "mel96": (400, 96), "waveform": (96_000,)}
+    inputs, variables = fresh(name, 5, "short")
+    inputs = [x[:2] for x in inputs]
     model = create_model(name, 5, dtype=jnp.dtype(dtype))
-    inputs = [
-        jax.random.uniform(jax.random.key(1), (2, *shapes[feature]), minval=-1)
-        for feature in model.inputs
-    ]
-    variables = jax.jit(lambda *x: model.init(jax.random.key(0), *x, train=False))(*inputs)
     logits = jax.jit(lambda v, *x: model.apply(v, *x, train=False))(variables, *inputs)
     assert logits.shape == (2, 5) and logits.dtype == jnp.float32
     assert np.isfinite(logits).all()
     assert not np.allclose(logits[0], logits[1])
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
+    init = functools.partial(model.init, train=False)
+    made = jax.eval_shape(init, jax.random.key(0), *inputs)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(made))
 
 
 @pytest.mark.parametrize("shape", [(2, 9, 7, 3), (3, 8, 6, 3)])
@@ -181,18 +197,14 @@ def test_training_and_predicting_agree(name):
 
     What a step stores is 0.9 of what was there, and 0.1 of the batch's statistics.
     """
-    shapes = {"mel": (40, 64), "mel96": (40, 96), "waveform": (30_000,)}
+    inputs, variables = fresh(name, 3, "tiny")
     model = create_model(name, 3)
-    inputs = [
-        jax.random.normal(jax.random.key(i), (4, *shapes[feature])) / 2
-        for i, feature in enumerate(model.inputs)
-    ]
-    variables = jax.jit(lambda *x: model.init(jax.random.key(0), *x, train=False))(*inputs)
     train = jax.jit(lambda v, *x: model.apply(v, *x, train=True, mutable=["batch_stats"]))
     trained, updates = train(variables, *inputs)
     stored = {"batch_stats": variables["batch_stats"]}
-    variables |= jax.tree.map(lambda before, after: (after - 0.9 * before) / 0.1, stored, updates)
-    predicted = jax.jit(lambda v, *x: model.apply(v, *x, train=False))(variables, *inputs)
+    updated = jax.tree.map(lambda before, after: (after - 0.9 * before) / 0.1, stored, updates)
+    predict = jax.jit(lambda v, *x: model.apply(v, *x, train=False))
+    predicted = predict(variables | updated, *inputs)
     assert predicted.dtype == trained.dtype == jnp.float32
     assert predicted.shape == trained.shape == (4, 3)
     np.testing.assert_allclose(predicted, trained, atol=0.05)
@@ -200,17 +212,15 @@ def test_training_and_predicting_agree(name):
 
 @pytest.mark.parametrize("name", sorted(PARAMETERS.keys() - {"probe"}))  # which is not trained
 def test_dropout_is_in_training_alone(name):
-    shapes = {"mel": (40, 64), "mel96": (40, 96), "waveform": (30_000,)}
+    inputs, variables = fresh(name, 3, "tiny")
     model = create_model(name, 3, dropout=0.5)
-    inputs = [jax.random.normal(jax.random.key(0), (2, *shapes[f])) for f in model.inputs]
-    variables = jax.jit(lambda *x: model.init(jax.random.key(0), *x, train=False))(*inputs)
 
     @jax.jit
-    def train(key):
+    def train(variables, key):
         rngs = {"dropout": key}
         return model.apply(variables, *inputs, train=True, mutable=["batch_stats"], rngs=rngs)[0]
 
-    first, second = (train(jax.random.key(i)) for i in (1, 2))
+    first, second = (train(variables, jax.random.key(i)) for i in (1, 2))
     assert not np.allclose(first, second)
     predictions = [
         jax.jit(lambda v, *x, m=m: m.apply(v, *x, train=False))(variables, *inputs)

@@ -54,7 +54,7 @@ def disturbed(recipe, tmp_path_factory):
     seed = random.randrange(1000)
     print("seed", seed)  # shown if a test here fails
     rng = random.Random(seed)
-    for point in ("save", "random", "save", "random", "torn", "stop"):
+    for point in ("save", "random", "torn", "stop"):
         step = newest_checkpoint(workdir) + rng.randrange(1, 4)
         process = child.start(config, workdir)
         wait_for_checkpoint(workdir, step, process)
@@ -115,7 +115,7 @@ def test_disturbed_run_equals_the_whole_one(recipe, whole, disturbed):
 
 def test_disturbed_run_says_what_it_goes_on_from(disturbed):
     output = said(disturbed)
-    assert output.count("resuming after step") >= 5
+    assert output.count("resuming after step") >= 3
     assert output.count("is damaged and passed over") == 1
     assert "which is saved; the same command goes on" in output
     assert "Traceback" not in output
@@ -160,7 +160,7 @@ def test_full_disk_loses_nothing(recipe, whole, small_disk):
 def test_same_on_any_number_of_devices_and_hosts(recipe, tmp_path):
     """Sums are ordered differently, and Adam amplifies rounding: 1e-5 at first, 2e-3 in the end."""
     config = recipe.copy_and_resolve_references()
-    config.update(batch_size=8, num_epochs=4)
+    config.update(batch_size=8, num_epochs=3)
     runs = {name: tmp_path / name for name in ("one", "eight", "hosts")}
     child.finish(child.start(config, runs["one"]), workdir=runs["one"])
 

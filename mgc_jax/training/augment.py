@@ -213,7 +213,7 @@ def augmented_forms(
     """
     c = config.augment
     augmenter = Augmenter(config, [feature])
-    draw = augmenter.draw(jax.random.key(config.seed))
+    draw = jax.jit(augmenter.draw)(jax.random.key(config.seed))
     unmasked = jax.tree.map(jnp.zeros_like, draw.masked)
     plain = Draw(1.0, 0, 1.0, draw.noise_start, 0.0, unmasked, 1.0)
     forms = {}

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
 
 from mgc_jax import console, parallel, signals
@@ -48,10 +49,11 @@ def rows_of(step: Callable, variables: Any, split: "Split", batch_size: int) -> 
 
 def best_variables(workdir: Path, network: Network) -> tuple[Any, int]:
     """The variables of the best epoch on every device, and which it is: process 0's for all."""
-    variables = network.init()
-    epoch = 0
     if parallel.is_main():
         _, variables, epoch, _ = load_run(workdir)
+    else:
+        variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), network.shapes)
+        epoch = 0
     return parallel.replicate(parallel.share_arrays(variables)), epoch
 
 
