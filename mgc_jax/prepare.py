@@ -13,7 +13,7 @@ import os
 
 from absl import flags
 
-from mgc_jax import cli
+from mgc_jax import cli, console
 
 # Imports at the top stay light: worker processes import this module again.
 
@@ -94,6 +94,7 @@ def main(argv: list[str]) -> None:
     config = FLAGS.config
     if FLAGS.data_dir:
         config.data_dir = FLAGS.data_dir
+    console.log.info("loading   JAX and TensorFlow")
     from mgc_jax.data import preparation
     from mgc_jax.models import inputs_of
 

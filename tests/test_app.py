@@ -23,7 +23,7 @@ import mgc_jax
 
 CHROMIUM = shutil.which("chromium")
 REQUESTS = 12  # one after the other, and a quarter of them at once
-KEPT = 30  # s, for ten minutes
+KEPT = 20  # s, for ten minutes
 SERVE = f"from mgc_jax import app, cli; app._CLEARED_EVERY, app._KEPT = 1, {KEPT}; cli.run('app')"
 
 

@@ -292,3 +292,21 @@ def test_a_codec_that_nobody_knows_is_one_line(tmp_path, tag):
     (tmp_path / "odd.wav").write_bytes(b"RIFF" + struct.pack("<I", len(body)) + body)
     with pytest.raises(InputError, match="cannot be decoded"):
         load_audio(tmp_path / "odd.wav", 16000)
+
+
+def ape_of_silence(seconds: int) -> bytes:
+    """Monkey's Audio 3.99 in frames of a second, each marked as silent: nothing here encodes it."""
+    silent = struct.pack("<6I", 0x80000000, 3, 0, 0, 0, 0)
+    start = 52 + 24 + 4 * seconds
+    places = struct.pack(f"<{seconds}I", *range(start, start + seconds * len(silent), len(silent)))
+    sizes = (52, 24, len(places), 0, seconds * len(silent), 0, 0)
+    descriptor = b"MAC " + struct.pack("<2H7I16x", 3990, 0, *sizes)
+    # Fast, without the header of a WAV; 16 bits, stereo.
+    header = struct.pack("<2H3I2HI", 1000, 0x20, RATE, RATE, seconds, 16, 2, RATE)
+    return descriptor + header + places + silent * seconds
+
+
+def test_monkeys_audio_has_its_length(tmp_path):
+    (tmp_path / "x.ape").write_bytes(ape_of_silence(7))
+    found = load_audio(tmp_path / "x.ape", RATE)
+    assert len(found) == 7 * RATE and not found.any()

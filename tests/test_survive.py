@@ -210,7 +210,14 @@ def test_a_job_ends_where_one_of_its_processes_is_killed(recipe, tmp_path, kille
     assert left.exitcode == 75, said(workdir)
     last = Path(f"{workdir}.said/{1 - killed}").read_text().strip().splitlines()[-1]
     assert last.endswith("is gone; the same command on all of them goes on")
-    assert "Traceback" not in said(workdir)
+    saved = newest_checkpoint(workdir)
+    job = child.start_job(config, workdir, processes=2, devices=1)
+    wait_for_checkpoint(workdir, saved + 1, job[0])
+    job[0].terminate()
+    child.finish(*job, code=75, workdir=workdir)
+    assert "resuming after step" in said(workdir) and "Traceback" not in said(workdir)
+    steps = [line["step"] for line in log_lines(workdir, "step")]
+    assert steps == [*range(1, newest_checkpoint(workdir) + 1)]
 
 
 @pytest.mark.parametrize("change", ["renamed", "deleted"])
