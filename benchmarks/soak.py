@@ -21,6 +21,7 @@ not lead to tracebacks.
 """
 
 import collections
+import contextlib
 import json
 import logging
 import os
@@ -156,7 +157,7 @@ class _Base:
         pid = process.process.pid
         number = rng.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP])
         _watch(pid, process.process.is_alive, rng.random() * self.taken[name])
-        if process.process.is_alive():
+        with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
             os.kill(pid, number)
             if number == signal.SIGSTOP:
                 time.sleep(rng.random())
