@@ -14,6 +14,7 @@ import html
 import io
 import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -98,6 +99,9 @@ def build_page(predictor: "Predictor", title: str, longest: float = 3600.0) -> "
 
     from mgc_jax.data.audio import EXTENSIONS
 
+    # One thread for all visitors, as Matplotlib opens its fonts anew for each.
+    drawing = ThreadPoolExecutor(1)
+
     def predict(paths: list[str] | str, progress=gr.Progress()) -> tuple[list[dict], str]:  # noqa: B008
         """What the page shows of each file, and a link to the table of them."""
         paths = [paths] if isinstance(paths, str) else list(paths or [])
@@ -117,7 +121,7 @@ def build_page(predictor: "Predictor", title: str, longest: float = 3600.0) -> "
 
         for answer in predictor.stream(paths, spectrograms=True, hear=hear):
             answers.append(answer)
-        return [_shown(answer) for answer in answers], _table(answers, predictor)
+        return list(drawing.map(_shown, answers)), _table(answers, predictor)
 
     with gr.Blocks(title="mgc_jax", delete_cache=(_CLEARED_EVERY, _KEPT)) as page:
         what = "Tags" if predictor.tagging else "Genres"

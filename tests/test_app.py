@@ -64,7 +64,7 @@ def table_of(link: str) -> list[dict[str, str]]:
 def test_many_requests_leave_nothing(server, workdir, tmp_path):
     """Answers are those of the predictor; a long file is refused, and others are not held up.
 
-    How much memory stays free shows over more requests: `benchmarks/RESULTS.md`.
+    300 of them, and 50 at once: see `benchmarks/RESULTS.md`.
     """
     from gradio_client import Client, handle_file
 
@@ -94,7 +94,7 @@ def test_many_requests_leave_nothing(server, workdir, tmp_path):
         ask_all()  # what is made once
         before, used = descriptors(process), memory(process)
         ask_all()
-    assert descriptors(process) <= before + 5
+    assert descriptors(process) <= before + 2
     assert memory(process) <= used + 128
     while upload.exists():
         time.sleep(1)
