@@ -132,6 +132,8 @@ def build_page(predictor: "Predictor", title: str, longest: float = 3600.0) -> "
             files = gr.File(
                 label="Audio files", file_count="multiple", file_types=sorted(EXTENSIONS)
             )
+            # Gradio's own leaves an empty file behind for each.
+            files.preprocess = lambda uploads: [upload.path for upload in uploads or ()]
             recording = gr.Audio(
                 label="Recording", sources=["microphone"], type="filepath", buttons=["download"]
             )

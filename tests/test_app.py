@@ -96,8 +96,10 @@ def test_many_requests_leave_nothing(server, workdir, tmp_path):
         ask_all()
     assert descriptors(process) <= before + 2
     assert memory(process) <= used + 128
-    while upload.exists():
+    uploads = tmp_path / "uploads"
+    while upload in (left := [path for path in uploads.rglob("*") if path.is_file()]):
         time.sleep(1)
+    assert not left
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium (Debian: apt-get install chromium)")
