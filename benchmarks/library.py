@@ -11,12 +11,15 @@ too, the files a second; and `eta`: elapsed time and time left as the bar said t
 divided by the whole time, the lowest and the highest after the first tenth (1 is true).
 """
 
+import contextlib
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 from pathlib import Path
 
@@ -74,16 +77,22 @@ def write_files(folder: Path, count: int) -> None:
 
 
 def run(folder: Path, table: Path) -> tuple[float, float, str]:
-    """Runs the command: its seconds, peak memory in MB, and what it said."""
+    """Runs the command on a terminal: its seconds, peak memory in MB, and what it said."""
     command = [sys.executable, "-m", "mgc_jax.predict", f"--workdir={_WORKDIR.value}"]
     command += [f"--output={table}", str(folder)]
-    with tempfile.TemporaryFile("w+") as said:
-        start = time.perf_counter()
-        process = subprocess.Popen(command, stderr=said)
-        _, status, used = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
-        said.seek(0)
-        text = said.read()
+    ours, terminal = pty.openpty()
+    termios.tcsetwinsize(terminal, (24, 120))
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stderr=terminal)
+    os.close(terminal)
+    said = b""
+    with contextlib.suppress(OSError):  # which the end of a terminal is
+        while part := os.read(ours, 65536):
+            said += part
+    _, status, used = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    os.close(ours)
+    text = said.decode()
     assert os.waitstatus_to_exitcode(status) == 0, text
     return seconds, round(used.ru_maxrss / 1e3), text
 
