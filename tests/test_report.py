@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import types
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -417,6 +418,15 @@ def test_many_genres_make_a_matrix_without_numbers():
     counts = np.random.default_rng(0).integers(0, 9, (161, 161))
     axes = plots.confusion_figure(counts, names, "Tracks").axes[0]
     assert not axes.texts and _tick_labels(axes) == names
+
+
+def test_many_genres_make_few_examples():
+    from mgc_jax.training import reporting
+
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(161), 3))
+    split = types.SimpleNamespace(labels={"label": labels})
+    shown, rows = reporting._clip_of_each_genre(split)
+    assert shown.tolist() == labels[rows].tolist() == list(range(24))
 
 
 def test_incomplete_metrics_are_named(no_pictures, workdir):

@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from mgc_jax import console, parallel
-from mgc_jax.data.input_pipeline import ClipDataset
+from mgc_jax.data.input_pipeline import ClipDataset, Split
 from mgc_jax.data.tracks import read_paths, read_skipped
 from mgc_jax.results import files, plots, report
 from mgc_jax.results.metrics import SplitPredictions
@@ -32,6 +32,7 @@ _PACKAGES = (
     "soxr",
     "numpy",
 )
+_MOST_EXAMPLES = 24  # pictures of clips; with more of them, nobody looks at each
 
 
 def report_run(
@@ -99,10 +100,10 @@ def summarise(workdir: Path, scores: dict) -> None:
 def _examples(
     network: Network, dataset: ClipDataset, track_names: Mapping[int, str]
 ) -> list[tuple[str, Callable[[Axes], None]]]:
-    """One test clip of each genre, and the first of them augmented: titles, and what draws each."""
+    """A test clip of each genre, and the first of them augmented: titles, and what draws each."""
     feature = network.features[0]
     test = dataset.splits["test"]
-    labels, rows = np.unique(test.labels["label"], return_index=True)
+    labels, rows = _clip_of_each_genre(test)
     stored = test.gather(rows)[feature.name]
     inputs = feature.network_input(stored[:, : feature.shape[0]])
     tracks = [track_names.get(i, f"track {i}") for i in test.labels["track_id"][rows].tolist()]
@@ -127,7 +128,7 @@ def _attention(
         return seen.get("intermediates", {})
 
     test = dataset.splits["test"]
-    labels, rows = np.unique(test.labels["label"], return_index=True)
+    labels, rows = _clip_of_each_genre(test)
     stored = test.gather(rows)
     inputs = network.inputs({f.name: stored[f.name][:, : f.shape[0]] for f in network.features})
     if "attention" not in jax.eval_shape(look, network.shapes, *inputs.values()):
@@ -141,6 +142,12 @@ def _attention(
         )
         for label, x in zip(labels, np.asarray(seen["attention"][0]), strict=True)
     ]
+
+
+def _clip_of_each_genre(split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """Labels `[genres]` and rows `[genres]` of a clip of each of the first genres of a split."""
+    labels, rows = np.unique(split.labels["label"], return_index=True)
+    return labels[:_MOST_EXAMPLES], rows[:_MOST_EXAMPLES]
 
 
 def _describe_data(network: Network, dataset: ClipDataset) -> dict:
