@@ -162,7 +162,7 @@ def exit_codes(stopped: int) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        sys.exit(f"error: {error}")
+        process.leave(f"error: {error}")
     except BrokenPipeError:
         # Who read the output wants no more of it; Python would complain when it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -176,7 +176,7 @@ def exit_codes(stopped: int) -> Iterator[None]:
             os._exit(RESUME)  # an orderly end would wait for it
         if not is_disk_full(error):
             raise
-        sys.exit(
+        process.leave(
             "error: no space is left on the disk: make room, and the same command goes on from "
             "what is saved"
         )
