@@ -111,8 +111,7 @@ case ${1:-} in
   -h | --help) usage ;;
   setup) setup ;;
   # Modules stay whole: their fixtures are made once.
-  test) shift; setup test; exec .venv/bin/python -m pytest -q -n auto --maxprocesses=4 --dist=loadfile \
-    --no-loadscope-reorder "$@" ;;
+  test) shift; setup test; exec .venv/bin/python -m pytest -q -n auto --dist=loadfile --no-loadscope-reorder "$@" ;;
   tpu) shift; tpu "$@" ;;
   reproduce) shift; setup; exec .venv/bin/python -m mgc_jax.reproduce "$@" ;;
   *) setup; exec .venv/bin/python -m mgc_jax.main "$@" ;;

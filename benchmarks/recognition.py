@@ -13,6 +13,7 @@ source's recipe, and the difference's 95% interval, by a paired bootstrap over a
 Nothing is chosen by the test folds: ways are listed in `WAYS` beforehand, all are reported.
 """
 
+import importlib
 import json
 import os
 import shutil
@@ -23,13 +24,13 @@ from pathlib import Path
 # Runs from a clone, whether or not the package is installed.
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import jax
 import numpy as np
 from absl import flags
 from folds import FOLDS, Row, folds, read_fma, read_table, write_table
 from ml_collections import ConfigDict
 
 from mgc_jax import cli, console, parallel
-from mgc_jax.configs import default
 from mgc_jax.data import preparation
 from mgc_jax.data.input_pipeline import ClipDataset, Split, open_dataset
 from mgc_jax.data.shards import Index
@@ -52,12 +53,15 @@ _AUDIO = flags.DEFINE_string("audio_dir", None, "Folder of audio files.", requir
 _METADATA = flags.DEFINE_string("metadata_dir", None, "Folder of FMA's tracks.csv.")
 _LABELS = flags.DEFINE_string("labels_csv", None, "Table with the columns path, genre and artist.")
 _OUT = flags.DEFINE_string("out", "runs/recognition", "Folder of records, runs and results.")
-_NETWORKS = flags.DEFINE_list("networks", ["baseline_a_2d", "baseline_b"], "What to train.")
+_NETWORKS = flags.DEFINE_list(
+    "networks",
+    ["baseline_a_2d", "baseline_b", "temporal_fusion", "temporal_fusion:fusion=late"],
+    "What to train: names of configs, with model_overrides.",
+)
 _WAYS = flags.DEFINE_list("ways", None, "Some of the ways; default: all.")
 _FOLDS = flags.DEFINE_integer("folds", FOLDS, "The first of so many.", lower_bound=1)
 _SEEDS = flags.DEFINE_integer("seeds", 2, "Trainings of a fold.", lower_bound=1)
 _EPOCHS = flags.DEFINE_integer("epochs", 20, "Of clips of 10 s; of whole tracks thrice as many.")
-_OVERRIDES = flags.DEFINE_string("overrides", "{}", "JSON: model_overrides of all networks.")
 
 _RESAMPLES = 2000
 
@@ -135,15 +139,16 @@ def main(argv: list[str]) -> None:
                         console.log.info("%s", path.stem)
                         config = _config(network, way, seed, out)
                         write_text(path, json.dumps(_train(config, rows, split_of, path)))
+                        jax.clear_caches()  # which would grow by every training
                         _write_results(out, rows)
     _write_results(out, rows)
 
 
 def _config(network: str, way: str, seed: int, out: Path) -> ConfigDict:
-    config = default.get_config()
-    config.update(model=network, dataset="audio_folder", seed=seed, num_epochs=_EPOCHS.value)
-    config.batch_size = 8 if "waveform" in inputs_of(network) else 32
-    config.model_overrides.update(json.loads(_OVERRIDES.value))
+    name, *overrides = network.split(":")
+    config = importlib.import_module(f"mgc_jax.configs.{name}").get_config()
+    config.update(dataset="audio_folder", seed=seed, num_epochs=_EPOCHS.value)
+    config.model_overrides.update(dict(override.split("=") for override in overrides))
     for lever in WAYS[way]:
         lever(config)
     kind = f"{config.audio.clip_seconds:g}s-{config.mel.reference}"

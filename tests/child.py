@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 from unittest import mock
 
@@ -34,6 +34,9 @@ def import_everything() -> None:
     # As `process.set_up_logging` does, which comes too late for what is imported already.
     with mock.patch.dict(os.environ, TF_CPP_MIN_LOG_LEVEL="2", TF_ENABLE_ONEDNN_OPTS="0"):
         forkserver.ensure_running()
+    # At the end it would complain of the locks that killed processes have left.
+    with mock.patch.dict(os.environ, PYTHONWARNINGS="ignore:resource_tracker"):
+        resource_tracker.ensure_running()
 
 
 class Python:

@@ -1,6 +1,7 @@
 """A small corpus of synthesised MP3s and its TFRecords, made once a session."""
 
 import json
+import os
 import shutil
 import zlib
 from pathlib import Path
@@ -31,8 +32,24 @@ parallel.use_compilation_cache()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def pytest_sessionstart():
-    child.import_everything()
+# Modules that take minutes, which several processes begin with, so that none ends alone.
+_LONG = ("test_survive", "test_probe", "test_app", "test_prepare", "test_main")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores, as many tests wait for what they have killed."""
+    return min(os.cpu_count() + 1, 4)
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.stem not in _LONG)
+
+
+def pytest_sessionstart(session):
+    # One that hands its tests to other processes runs none.
+    if session.config.getoption("dist", "no") == "no":
+        child.import_everything()
 
 
 @pytest.fixture(scope="session")
