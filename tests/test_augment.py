@@ -174,7 +174,7 @@ def test_phase_vocoder_equals_librosa(batch, rate):
     """In float64: in float32 librosa sums phases of up to 500,000 rad and is far off itself."""
     waveform = batch["waveform"][1].astype(np.float64)
     spectrum = librosa.stft(waveform, n_fft=2048, hop_length=512)
-    expected = librosa.phase_vocoder(spectrum, rate=rate, hop_length=512).T
+    expected = librosa.phase_vocoder(spectrum, rate=rate).T
     found = jax.jit(augment.phase_vocoder)(spectrum.T.astype(np.complex64), np.float32(rate))
     frames = min(313, int(312 / rate))  # beyond, librosa reads silence, we the start
     assert abs(expected).max() > 10

@@ -138,6 +138,28 @@ def test_frozen_parameters_stay(config, take_step):
     assert np.any(after.batch_stats["norm0"]["mean"] != before.batch_stats["norm0"]["mean"])
 
 
+def test_what_is_frozen_costs_no_gradient(config, dataset, take_step):
+    """A step with frozen convolutions is its forward pass, and the head's gradient."""
+
+    def flops() -> float:
+        network = Network.from_config(config, dataset.genres)
+        batch = dataset.splits["train"].gather(np.arange(8))
+        state = create_train_state(network)
+        mapped = jax.pmap(lambda s, b: train_step(s, b, network), parallel.AXIS, in_axes=(None, 0))
+        batch = {name: batch[name][None] for name in ("mel", "label")}
+        return mapped.lower(state, batch).compile().cost_analysis()["flops"]
+
+    all_of_it = flops()
+    *_, metrics, _ = take_step()
+    config.optimizer.freeze = "(conv|norm)"
+    assert flops() < 0.5 * all_of_it
+    _, after, frozen, _ = take_step()
+    first = jax.tree.leaves(optax.tree.get(after.opt_state, "mu"))  # 0.1 of the gradients
+    norm = 10 * np.sqrt(sum(float(jnp.sum(m**2)) for m in first))
+    assert frozen["grad_norm"] == pytest.approx(norm, rel=1e-4)
+    assert frozen["grad_norm"] < metrics["grad_norm"]
+
+
 def test_class_weights_are_scikit_learns():
     labels = np.array([0, 0, 0, 1, 2, 2])
     expected = compute_class_weight("balanced", classes=np.arange(3), y=labels)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 import optax
 from flax.traverse_util import path_aware_map
@@ -52,7 +53,7 @@ def make_optimizer(
     """AdamW (Loshchilov and Hutter 2019) on the parameters that are not frozen.
 
     Gradients are scaled to a global norm of `optimizer.clip_norm` at most, where that is above 0;
-    frozen parameters count neither there nor in the optimizer's memory.
+    frozen parameters count neither there nor in the optimizer's memory; see `stop_frozen`.
 
     Raises:
         InputError: `optimizer.freeze` is no regular expression, or freezes nothing or everything.
@@ -70,6 +71,17 @@ def make_optimizer(
         return trained
     labels = _frozen_or_trained(o.freeze, params)
     return optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, labels)
+
+
+def stop_frozen(pattern: str, params: Mapping) -> Mapping:
+    """Parameters of which those that `optimizer.freeze` matches are constants: no gradient of
+    theirs is computed, nor what it takes to reach them."""
+    if not pattern:
+        return params
+    labels = _frozen_or_trained(pattern, params)
+    return jax.tree.map(
+        lambda label, x: jax.lax.stop_gradient(x) if label == "frozen" else x, labels, params
+    )
 
 
 def _is_weight(params: Mapping) -> Any:

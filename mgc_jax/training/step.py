@@ -17,7 +17,7 @@ from mgc_jax import parallel
 from mgc_jax.training.augment import soft_labels
 from mgc_jax.training.crops import random_stretches
 from mgc_jax.training.network import Network
-from mgc_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from mgc_jax.training.optimizer import learning_rate_schedule, make_optimizer, stop_frozen
 
 
 class TrainState(train_state.TrainState):
@@ -66,13 +66,13 @@ def train_step(
         state: equal on all replicas.
         batch: stored features and `label` `[batch] int32`.
         network: of its config the keys `seed`, `crop_seconds`, `label_smoothing`, `average_decay`,
-            `skip_nonfinite` and `optimizer.accumulate` count.
+            `skip_nonfinite`, `optimizer.accumulate` and `optimizer.freeze` count.
         augment: changes the batch first, given the step: an `Augmenter` with its noise.
         class_weights: of each clip's loss, by its class: `[classes] float32`.
 
     Returns:
-        The new state, and `loss`, `top1` and `grad_norm` over all replicas, float32 scalars; where
-        mixup blended labels, top-1 is against the heavier one.
+        The new state, and `loss`, `top1` and `grad_norm` over all replicas, float32 scalars. Where
+        mixup blended labels, top-1 is against the heavier one; frozen parameters have no gradient.
     """
     config = network.config
     parts = config.optimizer.accumulate
@@ -85,8 +85,9 @@ def train_step(
 
     def loss_fn(params, batch_stats, part, number):
         """The mean loss of a part; beside it the new statistics, and top-1."""
+        trained = stop_frozen(config.optimizer.freeze, params)
         logits, updates = state.apply_fn(
-            {"params": params, "batch_stats": batch_stats},
+            {"params": trained, "batch_stats": batch_stats},
             *(part[name] for name in network.module.inputs),
             train=True,
             mutable=["batch_stats"],
