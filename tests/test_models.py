@@ -120,6 +120,16 @@ def test_even_convolution_equals_flax(frames, width):
     _check_convolution(layers.TimeConv(3, width), nn.Conv(3, (width,), padding="VALID"), x)
 
 
+@pytest.mark.parametrize("frames", [3, 20])
+@pytest.mark.parametrize("size", [(7, 5), (6, 1), (1, 9)])
+def test_bands_convolution_equals_flax(frames, size):
+    """Of fewer frames than the kernel is wide, too, and of as many bands as it is high."""
+    x = jax.random.normal(jax.random.key(0), (2, frames, 9, 1))
+    width = size[0]
+    padding = (((width - 1) // 2, width // 2), (0, 0))
+    _check_convolution(layers.BandsConv(3, size), nn.Conv(3, size, padding=padding), x)
+
+
 @pytest.mark.parametrize("train", [False, True])
 @pytest.mark.parametrize("size", [(32, 129), (23, 23), (16, 64), (5, 4)])
 def test_square_convolution_equals_flax(size, train):
@@ -146,7 +156,7 @@ def _check_convolution(ours, flax, x):
     found, expected = (
         (
             module.apply(variables, x),
-            jax.grad(lambda v, m=module: jnp.sum(m.apply(v, x) ** 2))(variables),
+            jax.grad(lambda v, x, m=module: jnp.sum(m.apply(v, x) ** 2), (0, 1))(variables, x),
         )
         for module in (ours, flax)
     )

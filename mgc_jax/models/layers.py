@@ -95,6 +95,12 @@ class Conv(nn.Module):
 PointConv = partial(Conv, size=(1, 1), form=cpu_forms.conv_point)
 SquareConv = partial(Conv, size=(3, 3), form=cpu_forms.conv_square)
 StemConv = partial(Conv, size=(7, 7), form=cpu_forms.conv_stem)
+BandsConv = partial(
+    Conv,
+    form=cpu_forms.conv_bands,
+    use_bias=True,
+    kernel_init=nn.initializers.lecun_normal(),
+)
 
 
 def TimeConv(features: int, width: int, stride: int = 1, **kwargs) -> Conv:

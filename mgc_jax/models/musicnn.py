@@ -31,7 +31,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from mgc_jax.models.layers import Dropout, Network
+from mgc_jax.models.layers import BandsConv, Dropout, Network, pad_time
 
 PATCH = 187  # frames
 
@@ -80,7 +80,7 @@ class Trunk(nn.Module):
         ]
         layers = [jnp.concatenate(front, axis=-1)]
         for i in range(3):
-            y = self._conv(f"middle{i}", 64, (7,), layers[-1])
+            y = self._over_time(f"middle{i}", layers[-1])
             layers.append(y if i == 0 else y + layers[-1])
         x = jnp.concatenate(layers, axis=-1)
         pooled = jnp.stack([x.max(axis=1), x.mean(axis=1)], axis=-1).reshape(x.shape[0], -1)
@@ -91,12 +91,15 @@ class Trunk(nn.Module):
     def _over_bands(self, name: str, features: int, size: tuple[int, int], x):
         """A filter at all places, and its maximum over bands: `[n, frames, mels, 1]` to `[n,
         frames, features]`."""
-        return self._conv(name, features, size, x).max(axis=2)
+        return self._normed(name, BandsConv(features, size, dtype=self.dtype, name=name)(x)).max(2)
 
-    def _conv(self, name: str, features: int, size: tuple[int, ...], x):
-        """Convolution, ReLU, norm; padded over time alone, to the same length."""
-        padding = [((size[0] - 1) // 2, size[0] // 2), *[(0, 0)] * (len(size) - 1)]
-        x = nn.Conv(features, size, padding=padding, dtype=self.dtype, name=name)(x)
+    def _over_time(self, name: str, x):
+        """64 filters of 7 frames, to the same length: `[n, frames, channels]`."""
+        x = pad_time(x, 3)
+        x = nn.Conv(64, (7,), padding="VALID", dtype=self.dtype, name=name)(x)
+        return self._normed(name, x)
+
+    def _normed(self, name: str, x):
         return self.norm(name=f"{name}_norm")(nn.relu(x))
 
     def _drop(self, name: str, x):
