@@ -1,4 +1,4 @@
-"""Times the five networks: a train step (forward, backward, AdamW) and inference.
+"""Times the source's networks and musicnn: a train step (forward, backward, AdamW) and inference.
 
     python benchmarks/networks.py --torch
     python benchmarks/networks.py --networks=baseline_a_2d,densenet --batch=32,8 --repetitions=9
@@ -70,7 +70,9 @@ from mgc_jax.training.inference import compile_predict_step, predict_step
 from mgc_jax.training.network import Network
 from mgc_jax.training.step import create_train_state, train_step
 
-_NETWORKS = flags.DEFINE_list("networks", list(PUBLISHED), "Names of networks.")
+_NETWORKS = flags.DEFINE_list(
+    "networks", list(PUBLISHED), "Names of networks: of the source's, or musicnn."
+)
 _BATCH = flags.DEFINE_list(
     "batch",
     [],
@@ -222,8 +224,8 @@ def main(argv: list[str]) -> None:
     for name in _NETWORKS.value:
         if name not in MODELS:
             raise InputError(f"--networks={name!r} is unknown: one of {', '.join(MODELS)}")
-        if _TORCH.value and name not in PUBLISHED:
-            raise InputError(f"--torch: there is no {name} in PyTorch here, only the source's five")
+        if _TORCH.value and name not in (*PUBLISHED, "musicnn"):
+            raise InputError(f"--torch: there is no {name} in PyTorch here")
     # Here, not where they are used, after minutes of measuring.
     if len(_integers(_BATCH)) not in (0, 1, len(_NETWORKS.value)):
         raise InputError(

@@ -1,4 +1,4 @@
-"""The five networks in plain PyTorch, to compare speed with: same layers, same names, same sizes.
+"""The networks in plain PyTorch, to compare speed with: same layers, same names, same sizes.
 
 Runs in a process of its own, as PyTorch's users start it. Pictures are `channels_last`. On a CPU
 everything runs eagerly, on all cores; on CUDA the loss and the prediction go through
@@ -186,12 +186,58 @@ class FusionNet(nn.Module):
         return self.classifier(torch.cat(pooled, 1))
 
 
+class Musicnn(nn.Module):
+    """As it is fine-tuned: statistics of norms and the norm of the input stay."""
+
+    inputs = ("mel96",)
+    filters = ((204, 7, 38), (204, 7, 67), (51, 128, 1), (51, 64, 1), (51, 32, 1))
+
+    def __init__(self, mels: int, classes: int):
+        super().__init__()
+        self.input_norm = nn.BatchNorm2d(1, eps=1e-3).requires_grad_(False)
+        self.front = nn.ModuleList(nn.Conv2d(1, n, size) for n, *size in self.filters)
+        self.front_norms = nn.ModuleList(nn.BatchNorm2d(n, eps=1e-3) for n, *_ in self.filters)
+        self.middle = nn.ModuleList(nn.Conv1d(n, 64, 7, padding=3) for n in (561, 64, 64))
+        self.middle_norms = nn.ModuleList(nn.BatchNorm1d(64, eps=1e-3) for _ in range(3))
+        self.pooled_norm = nn.BatchNorm1d(1506, eps=1e-3)
+        self.penultimate = nn.Linear(1506, 200)
+        self.penultimate_norm = nn.BatchNorm1d(200, eps=1e-3)
+        self.dropout = nn.Dropout(0.5)
+        self.classifier = nn.Linear(200, classes)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+    def forward(self, mel96):
+        starts = np.linspace(0, mel96.shape[1] - 187, mel96.shape[1] // 187).round().astype(int)
+        x = torch.stack([mel96[:, start : start + 187] for start in starts], 1)
+        x = self.input_norm(x.flatten(0, 1)[:, None])
+        front = []
+        for conv, norm in zip(self.front, self.front_norms, strict=True):
+            width = conv.kernel_size[0]
+            padded = functional.pad(x, (0, 0, (width - 1) // 2, width // 2))
+            front.append(norm(torch.relu(conv(padded))).amax(3))
+        layers = [torch.cat(front, 1)]
+        for i, (conv, norm) in enumerate(zip(self.middle, self.middle_norms, strict=True)):
+            y = norm(torch.relu(conv(layers[-1])))
+            layers.append(y + layers[-1] if i else y)
+        x = torch.cat(layers, 1)
+        x = self.dropout(self.pooled_norm(torch.stack([x.amax(2), x.mean(2)], 2).flatten(1)))
+        x = self.dropout(self.penultimate_norm(torch.relu(self.penultimate(x))))
+        return self.classifier(x.unflatten(0, (-1, len(starts))).mean(1))
+
+
 _NETWORKS = {
     "baseline_a_1d": BaselineA1D,
     "baseline_a_2d": BaselineA2D,
     "baseline_b": BaselineB,
     "densenet": DenseNet121,
     "fusionnet": FusionNet,
+    "musicnn": Musicnn,
 }
 
 
@@ -303,6 +349,8 @@ def _set_up(threads: int) -> None:
 
 
 def _to_network_input(name: str, stored: torch.Tensor) -> torch.Tensor:
+    if name == "mel96":
+        return stored.float() * (70 / 2550)
     return stored.float() / 255 * 2 - 1 if name == "mel" else stored.float() / 32768
 
 
