@@ -4,11 +4,13 @@
     python benchmarks/recognition.py --audio_dir=music --labels_csv=music.csv   # path,genre,artist
 
 The tracks are cut into five folds of whole artists (`folds`). Records of all tracks are made once
-for each kind that the ways read, and cut into folds as they are opened. Every training ends with
-two test scores, as the epoch that the way keeps and the last one predict. What is done is kept in
---out, and the same command goes on; it makes results.json and index.html of what there is, and
-prints the table: top-1 and macro F1 of tracks over all folds, each way's difference from the
-source's recipe, and the difference's 95% interval, by a paired bootstrap over artists.
+for each kind that the ways read, and cut into folds as they are opened. What every training
+answers for its test tracks, by the epoch that the way keeps and by the last one, is a line of
+--answers: the same command goes on from there, several may share it, and one with
+--answers=benchmarks/recognition_styles8.jsonl goes on from ours. It makes results.json and
+index.html of what there is, and prints the table: top-1 and macro F1 of tracks over all folds, each
+way's difference from the source's recipe, and the difference's 95% interval, by a paired bootstrap
+over artists.
 
 Nothing is chosen by the test folds: ways are listed in `WAYS` beforehand, all are reported.
 """
@@ -53,6 +55,7 @@ _AUDIO = flags.DEFINE_string("audio_dir", None, "Folder of audio files.", requir
 _METADATA = flags.DEFINE_string("metadata_dir", None, "Folder of FMA's tracks.csv.")
 _LABELS = flags.DEFINE_string("labels_csv", None, "Table with the columns path, genre and artist.")
 _OUT = flags.DEFINE_string("out", "runs/recognition", "Folder of records, runs and results.")
+_ANSWERS = flags.DEFINE_string("answers", None, "Lines of JSON; default: answers.jsonl in --out.")
 _NETWORKS = flags.DEFINE_list(
     "networks",
     ["baseline_a_2d", "baseline_b", "temporal_fusion", "temporal_fusion:fusion=late"],
@@ -94,6 +97,11 @@ def average(config: ConfigDict) -> None:
     config.update(average_decay=0.999, keep="last")
 
 
+def longer(config: ConfigDict) -> None:
+    """Thrice as many epochs."""
+    config.num_epochs *= 3
+
+
 def mixed(config: ConfigDict) -> None:
     """Mixup, masks and label smoothing instead of noise and stretching."""
     config.augment.update(noise_probability=0.0, stretch_probability=0.0, mixup_alpha=0.3)
@@ -117,6 +125,8 @@ WAYS: dict[str, tuple[Callable, ...]] = {
     "all_noise": (source, crops, levels, cosine, average),
     "all_mixed": (mixed, crops, levels, cosine, average),
     "all_plain": (plain, crops, levels, cosine, average),
+    "all_mixed_longer": (mixed, crops, levels, cosine, average, longer),
+    "all_plain_longer": (plain, crops, levels, cosine, average, longer),
 }
 
 
@@ -130,18 +140,30 @@ def main(argv: list[str]) -> None:
     splits = folds(rows, seed=0)[: _FOLDS.value]
     ways = _WAYS.value or list(WAYS)
     out = Path(_OUT.value).absolute()
+    answers = Path(_ANSWERS.value or out / "answers.jsonl")
     for seed in range(_SEEDS.value):
-        for number, split_of in enumerate(splits):
+        for fold, split_of in enumerate(splits):
             for network in _NETWORKS.value:
                 for way in ways:
-                    path = out / "runs" / f"{network}-{way}-fold{number}-seed{seed}.json"
-                    if not path.exists():
-                        console.log.info("%s", path.stem)
-                        config = _config(network, way, seed, out)
-                        write_text(path, json.dumps(_train(config, rows, split_of, path)))
-                        jax.clear_caches()  # which would grow by every training
-                        _write_results(out, rows)
-    _write_results(out, rows)
+                    key = {"network": network, "way": way, "fold": fold, "seed": seed}
+                    # Read anew each time: other processes may work on the same.
+                    if any(key.items() <= line.items() for line in _read(answers)):
+                        continue
+                    name = f"{network}-{way}-fold{fold}-seed{seed}"
+                    console.log.info("%s", name)
+                    config = _config(network, way, seed, out)
+                    found = _train(config, rows, split_of, out / "runs" / name)
+                    with open(answers, "a", encoding="utf-8") as file:
+                        file.write(json.dumps(key | found, separators=(",", ":")) + "\n")
+                    jax.clear_caches()  # which would grow by every training
+                    _write_results(out, _read(answers), rows)
+    _write_results(out, _read(answers), rows)
+
+
+def _read(answers: Path) -> list[dict]:
+    if not answers.exists():
+        return []
+    return [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
 
 
 def _config(network: str, way: str, seed: int, out: Path) -> ConfigDict:
@@ -156,32 +178,39 @@ def _config(network: str, way: str, seed: int, out: Path) -> ConfigDict:
     return config
 
 
-def _train(config: ConfigDict, rows: Sequence[Row], split_of: Sequence[str], path: Path) -> dict:
-    """One training; track-level predictions of its test fold by the epoch kept and the last one."""
+def _train(config: ConfigDict, rows: Sequence[Row], split_of: Sequence[str], workdir: Path) -> dict:
+    """One training.
+
+    Returns:
+        The `epoch` that was kept, the last `step`, and what the two said of the test tracks, in the
+        order of the table: `kept` and `last`, numbers of genres or None for files without a clip.
+    """
     check_config(config)
     dataset = _open(config, rows, split_of)
-    workdir = path.with_suffix("")
     found = find_levels(config, workdir, dataset)
     network = Network.from_config(config, dataset.genres, levels=found)
     claim_workdir(_made(workdir), network, dataset.fingerprint())
     progress = loop.train(network, workdir, dataset)
     test = dataset.splits["test"]
     kept, epoch = evaluate_best(workdir, network, test)
-    result = {"epoch": epoch, "step": progress.step, "genres": dataset.genres}
-    paths = _paths(dataset, rows)
-    result["paths"] = {i: paths[i] for i in test.labels["track_id"].tolist()}
-    result["kept"] = track_predictions(kept)
     state = create_train_state(network, dataset.splits["train"].steps_per_epoch(config.batch_size))
     with Checkpoints(workdir) as checkpoints:
         state, _ = checkpoints.restore_last(state)
     last = parallel.replicate(state.evaluated)
-    result["last"] = track_predictions(
-        predict_split(compile_predict_step(network), last, test, config.batch_size)
-    )
-    for name in ("kept", "last"):
-        result[name] = {k: np.asarray(v).tolist() for k, v in result[name]._asdict().items()}
+    last = predict_split(compile_predict_step(network), last, test, config.batch_size)
     shutil.rmtree(workdir)
+    paths = _paths(dataset, rows)
+    result = {"epoch": epoch, "step": progress.step}
+    for name, clips in (("kept", kept), ("last", last)):
+        tracks = track_predictions(clips)
+        pairs = zip(tracks.track_id.tolist(), tracks.log_probs.argmax(axis=1).tolist(), strict=True)
+        said = {paths[track]: genre for track, genre in pairs}
+        result[name] = [said.get(row.path) for row in _test_rows(rows, split_of)]
     return result
+
+
+def _test_rows(rows: Sequence[Row], split_of: Sequence[str]) -> list[Row]:
+    return [row for row, split in zip(rows, split_of, strict=True) if split == "test"]
 
 
 def _made(folder: Path) -> Path:
@@ -250,22 +279,18 @@ class _Fold(Split):
         self._fields = parts[0]._fields
 
 
-def _write_results(out: Path, rows: Sequence[Row]) -> None:
+def _write_results(out: Path, lines: Sequence[dict], rows: Sequence[Row]) -> None:
     """Scores of all runs that are there: results.json, index.html, and the table printed."""
-    artists = {row.path: row.artist for row in rows}
+    genres = sorted({row.genre for row in rows})
+    tests = [_test_rows(rows, split_of) for split_of in folds(rows, seed=0)]
     runs = {}
-    for path in sorted((out / "runs").glob("*.json")):
-        network, rest = path.stem.split("-", 1)
-        way, fold, seed = rest.rsplit("-", 2)
-        found = json.loads(path.read_text())
+    for line in lines:
         for epoch in ("kept", "last"):
-            clips = found[epoch]
-            for i, label, log_probs in zip(
-                clips["track_id"], clips["label"], clips["log_probs"], strict=True
-            ):
-                key = found["paths"][str(i)]
-                answer = (label, int(np.argmax(log_probs)), artists[key])
-                runs.setdefault((network, way, epoch), {})[fold, seed, key] = answer
+            answers = runs.setdefault((line["network"], line["way"], epoch), {})
+            for row, said in zip(tests[line["fold"]], line[epoch], strict=True):
+                if said is not None:
+                    key = line["fold"], line["seed"], row.path
+                    answers[key] = genres.index(row.genre), said, row.artist
     table = []
     for (network, way, epoch), answers in runs.items():
         base = runs.get((network, "source", "kept"), {})
