@@ -13,7 +13,7 @@ artists. --ways names what is compared:
 
 scratch       configs/baseline_a_2d.py as it is: the source's recipe
 tuned         configs/musicnn.py: musicnn from msd_musicnn, whose filters over the picture stay;
-              random stretches of 3 s, a learning rate of 0.0003
+              random stretches of 3 s, a learning rate of 0.001
 probe_msd     configs/probe.py: a head on msd_musicnn as it is
 probe_mtt     the same on mtt_musicnn
 probe_both    the same on both
@@ -58,7 +58,7 @@ _LABELS = flags.DEFINE_string("labels_csv", None, "Table with the columns path, 
 _OUT = flags.DEFINE_string("out", "runs/small_sets", "Folder of tables, records and runs.")
 _WAYS = flags.DEFINE_list("ways", ["scratch", "tuned"], "What to compare.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "How often folds are drawn.", lower_bound=1)
-_EPOCHS = flags.DEFINE_list("epochs", ["20", "5"], "Of trainings from scratch, and tuned.")
+_EPOCHS = flags.DEFINE_list("epochs", ["20", "8"], "Of trainings from scratch, and tuned.")
 
 _CONFIGS = {"scratch": "baseline_a_2d", "tuned": "musicnn"}
 _PROBES = {
@@ -119,7 +119,7 @@ def _train(way: str, table: Path, seed: int, workdir: Path, rows: Sequence[Row])
     config.num_epochs = int(_EPOCHS.value[list(_CONFIGS).index(way)])
     if way == "tuned":
         config.optimizer.freeze = "trunk/(input|timbral|temporal)"
-        config.update(crop_seconds=3.0, windows=3, learning_rate=3e-4)
+        config.update(crop_seconds=3.0, windows=3, learning_rate=1e-3)
     config.data_dir = str(table.with_suffix(f".{way}"))
     inputs = inputs_of(config.model)
     sources = {"audio_dir": _AUDIO.value, "labels_csv": str(table)}
