@@ -1,4 +1,4 @@
-"""Music for benchmarks: a table of tracks with their artists, cut into folds of whole artists."""
+"""Music for benchmarks: a table of tracks with artists, folds of whole artists, a training."""
 
 import csv
 from collections.abc import Sequence
@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 from sklearn.model_selection import StratifiedGroupKFold
+
+from mgc_jax.data.input_pipeline import ClipDataset
+from mgc_jax.training import loop
+from mgc_jax.training.claim import check_config, claim_workdir
+from mgc_jax.training.levels import find_levels
+from mgc_jax.training.network import Network
 
 FOLDS = 5
 
@@ -76,3 +83,13 @@ def write_table(path: Path, rows: Sequence[Row], splits: Sequence[str]) -> None:
         writer.writerows(
             (row.path, row.genre, split) for row, split in zip(rows, splits, strict=True)
         )
+
+
+def train(config: ConfigDict, dataset: ClipDataset, workdir: Path) -> tuple[Network, loop.Progress]:
+    """Trains a config's network as `mgc_jax train` does, without a report."""
+    check_config(config)
+    levels = find_levels(config, workdir, dataset)
+    network = Network.from_config(config, dataset.genres, levels=levels)
+    workdir.mkdir(parents=True, exist_ok=True)
+    claim_workdir(workdir, network, dataset.fingerprint())
+    return network, loop.train(network, workdir, dataset)

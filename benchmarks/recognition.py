@@ -15,6 +15,7 @@ over artists.
 Nothing is chosen by the test folds: ways are listed in `WAYS` beforehand, all are reported.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -29,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import jax
 import numpy as np
 from absl import flags
-from folds import FOLDS, Row, folds, read_fma, read_table, write_table
+from folds import FOLDS, Row, folds, read_fma, read_table, train, write_table
 from ml_collections import ConfigDict
 
 from mgc_jax import cli, console, parallel
@@ -42,13 +43,9 @@ from mgc_jax.files import write_bytes, write_text
 from mgc_jax.models import inputs_of
 from mgc_jax.results import page
 from mgc_jax.results.metrics import interval, track_predictions
-from mgc_jax.training import loop
 from mgc_jax.training.checkpoints import Checkpoints
-from mgc_jax.training.claim import check_config, claim_workdir
 from mgc_jax.training.evaluate import evaluate_best, predict_split
 from mgc_jax.training.inference import compile_predict_step
-from mgc_jax.training.levels import find_levels
-from mgc_jax.training.network import Network
 from mgc_jax.training.step import create_train_state
 
 _AUDIO = flags.DEFINE_string("audio_dir", None, "Folder of audio files.", required=True)
@@ -153,17 +150,28 @@ def main(argv: list[str]) -> None:
                     console.log.info("%s", name)
                     config = _config(network, way, seed, out)
                     found = _train(config, rows, split_of, out / "runs" / name)
-                    with open(answers, "a", encoding="utf-8") as file:
-                        file.write(json.dumps(key | found, separators=(",", ":")) + "\n")
+                    _add(answers, key | found)
                     jax.clear_caches()  # which would grow by every training
                     _write_results(out, _read(answers), rows)
     _write_results(out, _read(answers), rows)
 
 
 def _read(answers: Path) -> list[dict]:
-    if not answers.exists():
-        return []
-    return [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
+    """Whole lines; one that a killed process has left half written is passed over."""
+    lines = []
+    for line in answers.read_text(encoding="utf-8").splitlines() if answers.exists() else []:
+        with contextlib.suppress(json.JSONDecodeError):
+            lines.append(json.loads(line))
+    return lines
+
+
+def _add(answers: Path, line: dict) -> None:
+    """Appends a line, in one write, on a line of its own even after a torn one."""
+    answers.parent.mkdir(parents=True, exist_ok=True)
+    torn = answers.exists() and not answers.read_bytes().endswith(b"\n")
+    text = json.dumps(line, separators=(",", ":")) + "\n"
+    with open(answers, "a", encoding="utf-8") as file:
+        file.write("\n" + text if torn else text)
 
 
 def _config(network: str, way: str, seed: int, out: Path) -> ConfigDict:
@@ -185,12 +193,8 @@ def _train(config: ConfigDict, rows: Sequence[Row], split_of: Sequence[str], wor
         The `epoch` that was kept, the last `step`, and what the two said of the test tracks, in the
         order of the table: `kept` and `last`, numbers of genres or None for files without a clip.
     """
-    check_config(config)
     dataset = _open(config, rows, split_of)
-    found = find_levels(config, workdir, dataset)
-    network = Network.from_config(config, dataset.genres, levels=found)
-    claim_workdir(_made(workdir), network, dataset.fingerprint())
-    progress = loop.train(network, workdir, dataset)
+    network, progress = train(config, dataset, workdir)
     test = dataset.splits["test"]
     kept, epoch = evaluate_best(workdir, network, test)
     state = create_train_state(network, dataset.splits["train"].steps_per_epoch(config.batch_size))
@@ -211,11 +215,6 @@ def _train(config: ConfigDict, rows: Sequence[Row], split_of: Sequence[str], wor
 
 def _test_rows(rows: Sequence[Row], split_of: Sequence[str]) -> list[Row]:
     return [row for row, split in zip(rows, split_of, strict=True) if split == "test"]
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def _paths(dataset: ClipDataset, rows: Sequence[Row]) -> dict[int, str]:

@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import jax
 import numpy as np
 from absl import flags
-from folds import Row, folds, read_fma, read_table, write_table
+from folds import Row, folds, read_fma, read_table, train, write_table
 
 from mgc_jax import cli, console, parallel
 from mgc_jax.data import preparation, shards
@@ -45,8 +45,6 @@ from mgc_jax.errors import InputError
 from mgc_jax.files import write_text
 from mgc_jax.models import inputs_of
 from mgc_jax.results.metrics import interval, track_predictions
-from mgc_jax.training import loop
-from mgc_jax.training.claim import claim_workdir
 from mgc_jax.training.evaluate import evaluate_best
 from mgc_jax.training.heads import TrackStatistics, decide, fit_head
 from mgc_jax.training.network import Network
@@ -125,10 +123,7 @@ def _train(way: str, table: Path, seed: int, workdir: Path, rows: Sequence[Row])
     sources = {"audio_dir": _AUDIO.value, "labels_csv": str(table)}
     preparation.prepare(config, inputs, workers=2, **sources)
     dataset = open_dataset(config, inputs)
-    network = Network.from_config(config, dataset.genres)
-    workdir.mkdir(parents=True, exist_ok=True)
-    claim_workdir(workdir, network, dataset.fingerprint())
-    loop.train(network, workdir, dataset)
+    network, _ = train(config, dataset, workdir)
     predictions, _ = evaluate_best(workdir, network, dataset.splits["test"])
     tracks = track_predictions(predictions)
     paths = read_paths(dataset.path)

@@ -31,12 +31,12 @@ CONTEXT.set_forkserver_preload(
 
 def import_everything() -> None:
     """Starts the process that others are forked from, while the tests are collected."""
+    # At the end it would complain of the locks that killed processes have left.
+    with mock.patch.dict(os.environ, PYTHONWARNINGS="ignore:resource_tracker"):
+        resource_tracker.ensure_running()  # before the other, which would start it
     # As `process.set_up_logging` does, which comes too late for what is imported already.
     with mock.patch.dict(os.environ, TF_CPP_MIN_LOG_LEVEL="2", TF_ENABLE_ONEDNN_OPTS="0"):
         forkserver.ensure_running()
-    # At the end it would complain of the locks that killed processes have left.
-    with mock.patch.dict(os.environ, PYTHONWARNINGS="ignore:resource_tracker"):
-        resource_tracker.ensure_running()
 
 
 class Python:

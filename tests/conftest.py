@@ -1,9 +1,11 @@
 """A small corpus of synthesised MP3s and its TFRecords, made once a session."""
 
+import fcntl
 import json
 import os
 import shutil
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import child
@@ -53,7 +55,31 @@ def pytest_sessionstart(session):
 
 
 @pytest.fixture(scope="session")
-def corpus() -> Path:
+def made_once(tmp_path_factory):
+    """Calls a function with an empty folder of a name, in the first process that asks for it.
+
+    The suite's other processes wait for its end. What is in the folder is not to be written to.
+    """
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def folder_of(name: str, make: Callable[[Path], None]) -> Path:
+        folder, made = root / name, root / f"{name}.made"
+        with open(root / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not made.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                made.touch()
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def corpus(made_once) -> Path:
     """24 tracks in FMA's layout, one a genre and split; kept for as long as nothing changes them.
 
     Not to be written to.
@@ -62,17 +88,21 @@ def corpus() -> Path:
     made_by = zlib.crc32(b"".join(source.read_bytes() for source in sources))
     root = user_cache("tests") / f"corpus-{made_by:08x}"
     if not (root / "fma_metadata" / "tracks.csv").exists():
-        write_corpus(root, tracks=24, seed=1, workers=2)
+        made_once("corpus", lambda _: write_corpus(root, tracks=24, seed=1, workers=2))
     return root
 
 
 @pytest.fixture(scope="session")
-def prepared(corpus, tmp_path_factory):
+def prepared(corpus, made_once):
     """The config of the prepared corpus, with both features."""
     config = default.get_config()
-    config.data_dir = str(tmp_path_factory.mktemp("tfrecords"))
     config.model = "baseline_a_2d"
-    preparation.prepare(config, ("mel", "waveform"), audio_dir=corpus / "fma_small", workers=2)
+
+    def prepare(folder):
+        config.data_dir = str(folder)
+        preparation.prepare(config, ("mel", "waveform"), audio_dir=corpus / "fma_small", workers=2)
+
+    config.data_dir = str(made_once("tfrecords", prepare))
     return config
 
 
@@ -117,20 +147,22 @@ def write_audio(path: Path, seconds: float, rate: int = 44100, channels: int = 2
 
 
 @pytest.fixture(scope="session")
-def workdir(prepared, tmp_path_factory) -> Path:
+def workdir(prepared, made_once) -> Path:
     """A trained run of Baseline A (2D)."""
-    workdir = tmp_path_factory.mktemp("runs") / "run"
-    flags = (
-        f"--config={ROOT}/configs/baseline_a_2d.py",
-        f"--config.data_dir={prepared.data_dir}",
-        f"--workdir={workdir}",
-        "--config.batch_size=8",
-        "--config.num_epochs=2",
-        "--config.learning_rate=1e-3",
-    )
-    done = call("main", *flags)
-    assert done.returncode == 0, done.stderr
-    return workdir
+
+    def train(folder):
+        flags = (
+            f"--config={ROOT}/configs/baseline_a_2d.py",
+            f"--config.data_dir={prepared.data_dir}",
+            f"--workdir={folder / 'run'}",
+            "--config.batch_size=8",
+            "--config.num_epochs=2",
+            "--config.learning_rate=1e-3",
+        )
+        done = call("main", *flags)
+        assert done.returncode == 0, done.stderr
+
+    return made_once("runs", train) / "run"
 
 
 def random_musicnn(cache: Path) -> None:

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from child import Python, call, killed_after
 from conftest import write_audio
+from crashing import crashing
 
 import mgc_jax
 from mgc_jax import console
 from mgc_jax.answers import GrowingTable
-from mgc_jax.data.clips import iter_clips
 from mgc_jax.errors import InputError
 from mgc_jax.library import find_songs, following
 from mgc_jax.predictor import Prediction
@@ -298,15 +298,6 @@ def test_a_log_file_gets_whole_lines(capfd, caplog, monkeypatch):
         assert len(list(following(map(Prediction, songs), songs, "hearing"))) == 2
     assert caplog.messages[0] == "hearing: 1 of 2 files, 10:00 left"
     assert "\r" not in capfd.readouterr().err
-
-
-def crashing(path, **settings):
-    """As the decoder, but for one file, after whose first clip it crashes."""
-    clips = iter_clips(path, **settings)
-    if path.endswith("three.flac"):
-        yield next(clips)
-        os.kill(os.getpid(), signal.SIGSEGV)
-    return (yield from clips)
 
 
 def test_a_decoder_that_crashes_costs_one_file(network, library, monkeypatch):

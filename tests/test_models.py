@@ -26,12 +26,18 @@ OTHER_SHAPES = {
     "short": {"mel": (77, 513), "mel96": (400, 96), "waveform": (96_000,)},
     "tiny": {"mel": (40, 64), "mel96": (40, 96), "waveform": (30_000,)},
 }
+# Of DenseNet's 58 layers, which take a minute to compile, eight show what all do.
+FEWER_LAYERS = {name: {"block_sizes": (2, 2, 2, 2)} for name in ("densenet", "fusionnet")}
+
+
+def smaller(name, classes, **fields):
+    return create_model(name, classes, **FEWER_LAYERS.get(name, {}), **fields)
 
 
 @functools.cache
 def fresh(name, classes, size):
-    """Inputs of four clips for a network, `short` or `tiny`, and its variables."""
-    model = create_model(name, classes)
+    """Inputs of four clips for a smaller network, `short` or `tiny`, and its variables."""
+    model = smaller(name, classes)
     inputs = [
         jax.random.normal(jax.random.key(i), (4, *OTHER_SHAPES[size][feature])) / 2
         for i, feature in enumerate(model.inputs)
@@ -69,7 +75,7 @@ def test_batches_of_any_size_can_be_exported(name):
 def test_logits_of_another_length(name, dtype):
     inputs, variables = fresh(name, 5, "short")
     inputs = [x[:2] for x in inputs]
-    model = create_model(name, 5, dtype=jnp.dtype(dtype))
+    model = smaller(name, 5, dtype=jnp.dtype(dtype))
     logits = jax.jit(lambda v, *x: model.apply(v, *x, train=False))(variables, *inputs)
     assert logits.shape == (2, 5) and logits.dtype == jnp.float32
     assert np.isfinite(logits).all()
@@ -208,7 +214,7 @@ def test_training_and_predicting_agree(name):
     What a step stores is 0.9 of what was there, and 0.1 of the batch's statistics.
     """
     inputs, variables = fresh(name, 3, "tiny")
-    model = create_model(name, 3)
+    model = smaller(name, 3)
     train = jax.jit(lambda v, *x: model.apply(v, *x, train=True, mutable=["batch_stats"]))
     trained, updates = train(variables, *inputs)
     stored = {"batch_stats": variables["batch_stats"]}
@@ -223,7 +229,7 @@ def test_training_and_predicting_agree(name):
 @pytest.mark.parametrize("name", sorted(PARAMETERS.keys() - {"probe"}))  # which is not trained
 def test_dropout_is_in_training_alone(name):
     inputs, variables = fresh(name, 3, "tiny")
-    model = create_model(name, 3, dropout=0.5)
+    model = smaller(name, 3, dropout=0.5)
 
     @jax.jit
     def train(variables, key):
@@ -234,7 +240,7 @@ def test_dropout_is_in_training_alone(name):
     assert not np.allclose(first, second)
     predictions = [
         jax.jit(lambda v, *x, m=m: m.apply(v, *x, train=False))(variables, *inputs)
-        for m in (model, create_model(name, 3))
+        for m in (model, smaller(name, 3))
     ]
     np.testing.assert_array_equal(*predictions)
 

@@ -12,6 +12,8 @@ parameters.
 | classifier | 8 | 12,296 |
 """
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -26,6 +28,8 @@ class FusionNet(Network):
     inputs = ("mel", "waveform")
     clips_at_once = 2
 
+    block_sizes: Sequence[int] = (6, 12, 24, 16)
+
     @nn.compact
     def __call__(self, mel, waveform, train: bool):
         """Both inputs to logits.
@@ -39,6 +43,7 @@ class FusionNet(Network):
             `[batch, num_classes] float32`.
         """
         shared = {"dtype": self.dtype, "axis_name": self.axis_name}
-        picture = DenseNetFeatures(**shared, name="densenet")(mel[..., None], train)
-        sound = pool_mean_max(WaveformTrunk(**shared, name="trunk")(waveform, train))
-        return self.classify(jnp.concatenate([picture, sound], axis=-1), train)
+        picture = DenseNetFeatures(block_sizes=self.block_sizes, **shared, name="densenet")
+        seen = picture(mel[..., None], train)
+        heard = pool_mean_max(WaveformTrunk(**shared, name="trunk")(waveform, train))
+        return self.classify(jnp.concatenate([seen, heard], axis=-1), train)
