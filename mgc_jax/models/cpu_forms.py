@@ -132,32 +132,27 @@ def _conv_bands_forward(x, kernel):
 def _conv_bands_backward(seen, gradient):
     """Of one picture after another, whose windows fit into the caches."""
     x, kernel = seen
-    width, height, _, features = kernel.shape
-    places = gradient.shape[2]
-    before, after = _same(kernel)
 
     def add(total, example):
-        """Adds to the kernel's gradient what a picture `[time, bands, 1]` gives; beside the sum,
-        the picture's own."""
+        """Adds to the kernel's gradient what a picture gives; beside the sum, the picture's own."""
         picture, gradient = example
-        time = len(picture)
-        flat = gradient.reshape(-1, features)
-        padded = jnp.pad(picture[..., 0], ((before, after), (0, 0)))
-        windows = jnp.stack([padded[:, band : band + places] for band in range(height)], axis=-1)
-        windows = jnp.stack([windows[i : i + time] for i in range(width)], axis=2)
-        windows = windows.reshape(-1, width * height)
-        of_kernel = jnp.dot(windows.T, flat, preferred_element_type=jnp.float32)
-        parts = (flat @ kernel.reshape(-1, features).T).reshape(time, places, width, height)
-        rows = jnp.zeros((time, x.shape[2], width), x.dtype)
-        for band in range(height):
-            rows = rows.at[:, band : band + places].add(parts[..., band])
-        of_padded = jnp.zeros_like(padded)
-        for i in range(width):
-            of_padded = of_padded.at[i : i + time].add(rows[..., i])
-        return total + of_kernel.reshape(total.shape), of_padded[before : before + time, :, None]
+        of_picture, of_kernel = jax.vjp(_bands_product, picture, kernel)[1](gradient)
+        return total + of_kernel, of_picture
 
-    total, of_x = lax.scan(add, jnp.zeros((width, height, features)), (x, gradient))
-    return of_x, total[:, :, None].astype(kernel.dtype)
+    total, of_x = lax.scan(add, jnp.zeros(kernel.shape), (x, gradient))
+    return of_x, total.astype(kernel.dtype)
+
+
+def _bands_product(picture, kernel):
+    """What `_conv_bands` gives for one picture `[time, bands, 1]`: a product with its windows."""
+    width, height, _, features = kernel.shape
+    time, bands, _ = picture.shape
+    places = bands - height + 1
+    padded = jnp.pad(picture[..., 0], (_same(kernel), (0, 0)))
+    windows = jnp.stack([padded[:, band : band + places] for band in range(height)], axis=-1)
+    windows = jnp.stack([windows[i : i + time] for i in range(width)], axis=2)
+    y = windows.reshape(-1, width * height) @ kernel.reshape(-1, features)
+    return y.reshape(time, places, features)
 
 
 _conv_bands_by_products.defvjp(_conv_bands_forward, _conv_bands_backward)
