@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from child import Python, call, killed_after
-from conftest import write_audio
 from crashing import crashing
+from shared import write_audio
 
 import mgc_jax
 from mgc_jax import console

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from child import call, free_port
-from conftest import ROOT, write_audio
+from child import ROOT, call, free_port
+from shared import write_audio
 
 import mgc_jax
 

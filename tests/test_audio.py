@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import soxr
-from conftest import write_audio
+from shared import write_audio
 
 from mgc_jax.data.audio import array_blocks, load_audio, read_blocks, read_clips
 from mgc_jax.errors import InputError

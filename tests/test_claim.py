@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import train
+from shared import train
 
 import mgc_jax
 from mgc_jax.configs import default

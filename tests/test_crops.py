@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import train, write_audio
 from jax import export as jax_export
+from shared import train, write_audio
 
 import mgc_jax
 from mgc_jax import parallel

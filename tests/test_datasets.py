@@ -9,7 +9,7 @@ import random
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from conftest import write_audio
+from shared import write_audio
 
 from mgc_jax.configs import default
 from mgc_jax.data import preparation

@@ -5,7 +5,7 @@ import struct
 import numpy as np
 import pytest
 import soundfile
-from conftest import write_audio
+from shared import write_audio
 from test_audio import encode, without_first_frame
 
 from mgc_jax.configs import default

@@ -10,7 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 from child import Python
-from conftest import write_audio
+from shared import write_audio
 from test_datasets import write_metadata
 
 from mgc_jax.configs import default

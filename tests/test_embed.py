@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from child import Python, assert_one_error, call, killed_after
-from conftest import write_audio
+from shared import write_audio
 
 import mgc_jax
 from mgc_jax.configs import default

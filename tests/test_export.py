@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from child import assert_one_error, call
-from conftest import write_audio
+from shared import write_audio
 
 import mgc_jax
 from mgc_jax.configs import default

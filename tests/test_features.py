@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import librosa
 import numpy as np
 import pytest
-from conftest import write_audio
+from shared import write_audio
 
 from mgc_jax.configs import default
 from mgc_jax.data import features

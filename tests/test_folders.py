@@ -5,7 +5,7 @@ import os
 
 import pytest
 import soundfile
-from conftest import write_audio
+from shared import write_audio
 
 from mgc_jax.data.audio_folder import read_folder
 from mgc_jax.data.folders import find_audio

@@ -10,8 +10,8 @@ import librosa
 import numpy as np
 import pytest
 from child import ROOT, call
-from conftest import write_audio
 from jax import export as jax_export
+from shared import write_audio
 
 import mgc_jax
 from mgc_jax.configs import default

@@ -8,10 +8,11 @@ import jax
 import librosa
 import numpy as np
 import pytest
-from conftest import call, random_musicnn, write_audio
+from child import call
 from numpy.lib.stride_tricks import sliding_window_view
 from safetensors import safe_open
 from safetensors.numpy import load_file
+from shared import random_musicnn, write_audio
 
 from mgc_jax.configs import default
 from mgc_jax.data.audio import load_audio

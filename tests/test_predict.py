@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 import soundfile
 from child import ROOT, assert_one_error, call
-from conftest import write_audio
 from matplotlib.text import Text
+from shared import write_audio
 
 import mgc_jax
 from mgc_jax.data.clips import iter_clips

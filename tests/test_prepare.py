@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 import tensorflow_datasets as tfds
-from conftest import write_audio
+from shared import write_audio
 from test_datasets import write_metadata
 
 from mgc_jax.configs import default

@@ -6,8 +6,7 @@ import signal
 import jax
 import numpy as np
 import pytest
-from child import Python, call, log_lines
-from conftest import ROOT
+from child import ROOT, Python, call, log_lines
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.multiclass import OneVsRestClassifier

@@ -7,8 +7,8 @@ import jax
 import librosa
 import numpy as np
 import pytest
-from conftest import train
 from ml_collections import ConfigDict
+from shared import train
 
 import mgc_jax
 from mgc_jax.data import preparation

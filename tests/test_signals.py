@@ -7,7 +7,8 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, write_audio
+from child import ROOT
+from shared import write_audio
 
 PREPARE = ("prepare", "--config=baseline_a_2d", "--config.dataset=audio_folder")
 

@@ -6,7 +6,7 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
+from child import ROOT
 
 from mgc_jax import console
 from mgc_jax.results import files

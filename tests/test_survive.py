@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 from child import log_lines, said
-from conftest import train
+from shared import train
 
 from mgc_jax import parallel
 from mgc_jax.data.input_pipeline import open_dataset

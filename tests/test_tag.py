@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import soundfile
 from child import ROOT, Python, call
-from conftest import write_audio
 from mutagen.flac import Picture
 from mutagen.id3 import APIC, ID3, TCON, TIT2, TPE1, TYER, ParseID3v1
+from shared import write_audio
 
 from mgc_jax import tagging
 from mgc_jax.data.tags import read_tags

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 import tqdm
-from conftest import train
+from shared import train
 
 from mgc_jax import console, parallel
 from mgc_jax.configs import default
