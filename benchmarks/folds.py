@@ -11,7 +11,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from mgc_jax.data.input_pipeline import ClipDataset
 from mgc_jax.training import loop
-from mgc_jax.training.claim import check_config, claim_workdir
+from mgc_jax.training.claim import claim_workdir
 from mgc_jax.training.levels import find_levels
 from mgc_jax.training.network import Network
 
@@ -87,7 +87,6 @@ def write_table(path: Path, rows: Sequence[Row], splits: Sequence[str]) -> None:
 
 def train(config: ConfigDict, dataset: ClipDataset, workdir: Path) -> tuple[Network, loop.Progress]:
     """Trains a config's network as `mgc_jax train` does, without a report."""
-    check_config(config)
     levels = find_levels(config, workdir, dataset)
     network = Network.from_config(config, dataset.genres, levels=levels)
     workdir.mkdir(parents=True, exist_ok=True)

@@ -44,6 +44,7 @@ from mgc_jax.models import inputs_of
 from mgc_jax.results import page
 from mgc_jax.results.metrics import interval, track_predictions
 from mgc_jax.training.checkpoints import Checkpoints
+from mgc_jax.training.claim import check_config
 from mgc_jax.training.evaluate import evaluate_best, predict_split
 from mgc_jax.training.inference import compile_predict_step
 from mgc_jax.training.step import create_train_state
@@ -193,6 +194,7 @@ def _train(config: ConfigDict, rows: Sequence[Row], split_of: Sequence[str], wor
         The `epoch` that was kept, the last `step`, and what the two said of the test tracks, in the
         order of the table: `kept` and `last`, numbers of genres or None for files without a clip.
     """
+    check_config(config)  # before files are decoded
     dataset = _open(config, rows, split_of)
     network, progress = train(config, dataset, workdir)
     test = dataset.splits["test"]

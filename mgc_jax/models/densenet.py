@@ -41,6 +41,8 @@ from mgc_jax.models.layers import (
     batch_moments,
 )
 
+BLOCK_SIZES = (6, 12, 24, 16)  # layers in each block of DenseNet-121
+
 
 class DenseLayer(nn.Module):
     """What a layer adds: `[batch, height, width, c]` to `[batch, height, width, growth_rate]`."""
@@ -78,7 +80,7 @@ class DenseNetFeatures(nn.Module):
     keeps time, to `[batch, height // 32, channels]` (with four blocks)."""
 
     growth_rate: int = 32
-    block_sizes: Sequence[int] = (6, 12, 24, 16)
+    block_sizes: Sequence[int] = BLOCK_SIZES
     bn_size: int = 4
     initial_features: int = 64
     dtype: jnp.dtype = jnp.float32
@@ -120,7 +122,7 @@ class DenseNet121(Network):
     clips_at_once = 2
 
     growth_rate: int = 32
-    block_sizes: Sequence[int] = (6, 12, 24, 16)
+    block_sizes: Sequence[int] = BLOCK_SIZES
     bn_size: int = 4
     initial_features: int = 64
 

@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from mgc_jax.models.baseline_a_1d import WaveformTrunk
-from mgc_jax.models.densenet import DenseNetFeatures
+from mgc_jax.models.densenet import BLOCK_SIZES, DenseNetFeatures
 from mgc_jax.models.layers import Network, pool_mean_max
 
 
@@ -28,7 +28,7 @@ class FusionNet(Network):
     inputs = ("mel", "waveform")
     clips_at_once = 2
 
-    block_sizes: Sequence[int] = (6, 12, 24, 16)
+    block_sizes: Sequence[int] = BLOCK_SIZES
 
     @nn.compact
     def __call__(self, mel, waveform, train: bool):
