@@ -66,7 +66,7 @@ from mgc_jax import cli, console, parallel
 from mgc_jax.errors import InputError
 from mgc_jax.models import MODELS, count_parameters
 from mgc_jax.results.published import PUBLISHED
-from mgc_jax.training.inference import compile_predict_step, predict_step
+from mgc_jax.training.inference import predict_step
 from mgc_jax.training.network import Network
 from mgc_jax.training.step import create_train_state, train_step
 
@@ -171,7 +171,7 @@ class Ours:
         def function(variables, batch):
             return predict_step(variables, batch, self.network)
 
-        compiled = compile_predict_step(self.network)
+        compiled = self.network.predict_step
         on_device, variables = jax.device_put(batch), self._state.variables
 
         def run(steps: int) -> None:

@@ -46,7 +46,6 @@ from mgc_jax.results.metrics import interval, track_predictions
 from mgc_jax.training.checkpoints import Checkpoints
 from mgc_jax.training.claim import check_config
 from mgc_jax.training.evaluate import evaluate_best, predict_split
-from mgc_jax.training.inference import compile_predict_step
 from mgc_jax.training.step import create_train_state
 
 _AUDIO = flags.DEFINE_string("audio_dir", None, "Folder of audio files.", required=True)
@@ -203,7 +202,7 @@ def _train(config: ConfigDict, rows: Sequence[Row], split_of: Sequence[str], wor
     with Checkpoints(workdir) as checkpoints:
         state, _ = checkpoints.restore_last(state)
     last = parallel.replicate(state.evaluated)
-    last = predict_split(compile_predict_step(network), last, test, config.batch_size)
+    last = predict_split(network.predict_step, last, test, config.batch_size)
     shutil.rmtree(workdir)
     paths = _paths(dataset, rows)
     result = {"epoch": epoch, "step": progress.step}

@@ -20,7 +20,6 @@ from mgc_jax.results.files import write_config, write_genres
 from mgc_jax.training.augment import Augmenter
 from mgc_jax.training.claim import check_config
 from mgc_jax.training.crops import places, random_stretches
-from mgc_jax.training.inference import compile_predict_step
 from mgc_jax.training.network import Network, load_run
 from mgc_jax.training.step import create_train_state, train_step
 
@@ -126,7 +125,7 @@ def test_evaluation_averages_windows(tracks):
     assert [f.shape for f in run.network.features] == [(64, 513)]
     test = open_dataset(config, ("mel",)).splits["test"]
     batch = test.gather(np.arange(len(test)))
-    predict = compile_predict_step(run.network)
+    predict = run.network.predict_step
     found = np.asarray(predict(parallel.replicate(run.variables), batch))
     np.testing.assert_allclose(found, by_hand(run, batch["mel"]), atol=1e-4)
 

@@ -69,7 +69,7 @@ def disturbed(recipe, tmp_path_factory):
         child.finish(process, code=-signal.SIGKILL, workdir=workdir)
         if point == "torn":
             tear_newest(workdir)
-    child.finish(child.start(config, workdir), workdir=workdir)
+    child.finish(child.start(recipe, workdir), workdir=workdir)
     return workdir
 
 

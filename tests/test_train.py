@@ -18,7 +18,6 @@ from mgc_jax import console, parallel
 from mgc_jax.configs import default
 from mgc_jax.training import loop
 from mgc_jax.training.checkpoints import Checkpoints
-from mgc_jax.training.inference import compile_predict_step
 from mgc_jax.training.network import Network
 from mgc_jax.training.run_log import ProgressLine
 from mgc_jax.training.step import create_train_state, train_step
@@ -222,5 +221,5 @@ def test_predicting_in_parts_changes_nothing(clips):
     inputs = mel.astype(np.float32) / 255 * 2 - 1
     variables = model.init(jax.random.key(0), inputs, train=False)
     logits = [model.apply(variables, x[None], train=False)[0] for x in inputs]
-    found = compile_predict_step(network)(variables, {"mel": mel, "label": np.zeros(clips)})
+    found = network.predict_step(variables, {"mel": mel, "label": np.zeros(clips)})
     np.testing.assert_allclose(found, jax.nn.log_softmax(np.array(logits)), atol=1e-5)

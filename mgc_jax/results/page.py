@@ -12,6 +12,7 @@ import numbers
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 _DPI = 150
@@ -99,9 +100,10 @@ def _cell(value: object) -> str:
 
 def png(figure: Figure, background: str = "white") -> bytes:
     """Draws a figure; "none" is a background that shines through."""
+    figure.set(dpi=_DPI, facecolor=background)
     buffer = io.BytesIO()
     with no_glyph_warnings():
-        figure.savefig(buffer, format="png", dpi=_DPI, facecolor=background)
+        FigureCanvasAgg(figure).print_png(buffer)  # `savefig` draws twice
     return buffer.getvalue()
 
 

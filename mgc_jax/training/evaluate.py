@@ -14,8 +14,7 @@ from mgc_jax.results.files import read_known, write_calibration, write_known
 from mgc_jax.results.known import fit_known
 from mgc_jax.results.metrics import SplitPredictions, track_predictions
 from mgc_jax.training.embedding import compile_embed_step
-from mgc_jax.training.inference import compile_predict_step
-from mgc_jax.training.network import Network, load_run
+from mgc_jax.training.network import Network, load_best
 from mgc_jax.training.track_head import compile_rows_step, reads_tracks, track_head
 
 if TYPE_CHECKING:  # it imports TensorFlow, which the training step does without
@@ -50,7 +49,7 @@ def rows_of(step: Callable, variables: Any, split: "Split", batch_size: int) -> 
 def best_variables(workdir: Path, network: Network) -> tuple[Any, int]:
     """The variables of the best epoch on every device, and which it is: process 0's for all."""
     if parallel.is_main():
-        _, variables, epoch, _ = load_run(workdir)
+        variables, epoch = load_best(workdir, network)
     else:
         variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), network.shapes)
         epoch = 0
@@ -64,7 +63,7 @@ def calibrate(workdir: Path, network: Network, validation: "Split") -> None:
     have that of their track as their mean.
     """
     variables, epoch = best_variables(workdir, network)
-    predict_step = _stopping(compile_predict_step(network))
+    predict_step = _stopping(network.predict_step)
     clips = predict_split(predict_step, variables, validation, network.config.batch_size)
     if parallel.is_main():
         temperature = fit_temperature(track_predictions(clips))

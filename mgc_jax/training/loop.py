@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,6 @@ from mgc_jax.results.metrics import classification_metrics
 from mgc_jax.training.augment import Augmenter
 from mgc_jax.training.checkpoints import Checkpoints
 from mgc_jax.training.evaluate import predict_split
-from mgc_jax.training.inference import compile_predict_step
 from mgc_jax.training.network import Network
 from mgc_jax.training.optimizer import learning_rate_schedule, learning_rates
 from mgc_jax.training.pretrained import load_weights
@@ -157,7 +156,6 @@ class _Training:
         clips = self.split.on_devices(config.device_cache)
         kept = clips, augmenter.noise()
         self.step_fn = parallel.data_parallel(step, donate=True, kept=kept)
-        predict_fn = compile_predict_step(self.network)
         console.log.info("compiling the step (once; kept in %s)", parallel.compilation_cache())
         batches = self.split.train_batches(
             config.batch_size, config.seed, progress.step, copy=not clips
@@ -173,7 +171,7 @@ class _Training:
         ):
             while not is_finished(config, progress):
                 self.train_epoch(batches)
-                self.validate(predict_fn)
+                self.validate()
 
     def train_epoch(self, batches: Iterator[dict[str, np.ndarray]]) -> None:
         """What is left of an epoch. Metrics are fetched some steps late, so that no step waits."""
@@ -255,7 +253,7 @@ class _Training:
             "--config.skip_nonfinite=True"
         )
 
-    def validate(self, predict_fn: Callable) -> None:
+    def validate(self) -> None:
         """Ends an epoch: logs it, validates, and saves."""
         config = self.config
         progress = self.progress
@@ -275,7 +273,7 @@ class _Training:
             if signals.stop_requested() and jax.process_count() == 1:  # several would have to agree
                 self.save()
                 self.stop()
-            return predict_fn(variables, batch)
+            return self.network.predict_step(variables, batch)
 
         variables = self.state.evaluated
         validation = self.dataset.splits["validation"]

@@ -1,9 +1,10 @@
 """A network with the settings that it was made for: made once, and handed to whoever needs it."""
 
+import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -101,16 +102,31 @@ class Network:
 
     def init(self) -> dict:
         """Initial `params` and `batch_stats` (empty where there are none), by `config.seed`."""
-        inputs = [jnp.zeros((1, *feature.shape), jnp.float32) for feature in self.features]
-        # train=False: there are no replicas outside pmap.
-        init = jax.jit(lambda key: self.module.init(key, *inputs, train=False))
-        variables = init(jax.random.key(self.config.seed))
-        return {name: variables.get(name, {}) for name in ("params", "batch_stats")}
+        return self._init(jax.random.key(self.config.seed))
 
     @functools.cached_property
     def shapes(self) -> dict:
         """Shapes of `init`'s arrays, without computing them."""
-        return jax.eval_shape(self.init)
+        return jax.eval_shape(self._init, jax.random.key(self.config.seed))
+
+    @functools.cached_property
+    def _init(self) -> Callable:
+        """`init` of a key, compiled; traced once."""
+        inputs = [jnp.zeros((1, *feature.shape), jnp.float32) for feature in self.features]
+
+        def init(key):
+            # train=False: there are no replicas outside pmap.
+            variables = self.module.init(key, *inputs, train=False)
+            return {name: variables.get(name, {}) for name in ("params", "batch_stats")}
+
+        return jax.jit(init)
+
+    @functools.cached_property
+    def predict_step(self) -> Callable:
+        """See `inference.compile_predict_step`; compiled once, for all that predict with it."""
+        from mgc_jax.training.inference import compile_predict_step  # it imports this module
+
+        return compile_predict_step(self)
 
     @property
     def parameters(self) -> int:
@@ -159,26 +175,46 @@ def load_run(workdir: str | os.PathLike) -> TrainedRun:
         InputError: the workdir holds no run, no finished epoch, or damaged files.
     """
     workdir = Path(workdir)
-    for part in (CONFIG, GENRES, "checkpoints/best"):
-        if not (workdir / part).exists():
-            raise InputError(f"{workdir} holds no trained run: there is no {part} in it")
-    try:
+    with _reading(workdir):
         config = with_defaults(read_config(workdir))
         levels = from_json(read_levels(workdir))
         network = Network.from_config(config, read_genres(workdir), levels=levels)
         for feature in network.features:
             if is_fixed(feature) and feature.name not in levels:
                 raise InputError(f"{workdir / LEVELS} is missing: copy it back from the run")
-        with Checkpoints(workdir) as checkpoints:
-            variables, score = checkpoints.restore_best(network.shapes)
+    variables, epoch = load_best(workdir, network)
+    return TrainedRun(network, variables, epoch, read_temperature(workdir, epoch))
+
+
+def load_best(workdir: Path, network: Network) -> tuple[dict, int]:
+    """The variables of a run's best epoch, as NumPy arrays, and which epoch it is.
+
+    Args:
+        workdir: of the run.
+        network: the run's own.
+
+    Raises:
+        InputError: as `load_run` does.
+    """
+    with _reading(workdir), Checkpoints(workdir) as checkpoints:
+        variables, score = checkpoints.restore_best(network.shapes)
+    return variables, score["epoch"]
+
+
+@contextlib.contextmanager
+def _reading(workdir: Path) -> Iterator[None]:
+    """Says in one line that a workdir holds no run, or a damaged one."""
+    for part in (CONFIG, GENRES, "checkpoints/best"):
+        if not (workdir / part).exists():
+            raise InputError(f"{workdir} holds no trained run: there is no {part} in it")
+    try:
+        yield
     except InputError:
         raise
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         # What ml_collections and orbax raise for a damaged file is any of these.
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise InputError(f"{workdir}: cannot read this run: {reason}") from error
-    epoch = score["epoch"]
-    return TrainedRun(network, variables, epoch, read_temperature(workdir, epoch))
 
 
 def with_defaults(stored: Mapping) -> ConfigDict:

@@ -44,7 +44,7 @@ def learning_rate_schedule(config: ConfigDict, steps_per_epoch: int) -> optax.Sc
 
 def learning_rates(schedule: optax.Schedule, steps: int) -> np.ndarray:
     """The rate of every step of a run: `[steps] float32`."""
-    return np.broadcast_to(np.asarray(schedule(np.arange(steps)), np.float32), (steps,))
+    return np.broadcast_to(np.asarray(jax.jit(schedule)(np.arange(steps)), np.float32), (steps,))
 
 
 def make_optimizer(

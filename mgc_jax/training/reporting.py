@@ -18,7 +18,7 @@ from mgc_jax.data.tracks import read_paths, read_skipped
 from mgc_jax.results import files, plots, report
 from mgc_jax.results.metrics import SplitPredictions
 from mgc_jax.training.augment import augmented_forms
-from mgc_jax.training.network import Network, load_run
+from mgc_jax.training.network import Network, load_best
 from mgc_jax.training.run_log import total_seconds
 
 _PACKAGES = (
@@ -133,7 +133,7 @@ def _attention(
     inputs = network.inputs({f.name: stored[f.name][:, : f.shape[0]] for f in network.features})
     if "attention" not in jax.eval_shape(look, network.shapes, *inputs.values()):
         return []
-    seen = jax.jit(look)(load_run(workdir).variables, *inputs.values())
+    seen = jax.jit(look)(load_best(workdir, network)[0], *inputs.values())
     seconds = np.asarray(seen["instants"][0]) * network.features[0].audio.clip_seconds
     return [
         (

@@ -42,15 +42,19 @@ class TrainState(train_state.TrainState):
 def create_train_state(network: Network, steps_per_epoch: int = 1) -> TrainState:
     """A fresh state on every device; the schedule of `network.config` needs the steps."""
     config = network.config
-    variables = network.init()
     schedule = learning_rate_schedule(config, steps_per_epoch)
-    state = TrainState.create(
-        apply_fn=network.module.apply,
-        tx=make_optimizer(config, schedule, variables["params"]),
-        average=jax.tree.map(jnp.copy, variables) if config.average_decay else {},
-        **variables,
-    )
-    return parallel.replicate(state)
+    optimizer = make_optimizer(config, schedule, network.shapes["params"])
+
+    def create(variables):
+        return TrainState.create(
+            apply_fn=network.module.apply,
+            tx=optimizer,
+            average=jax.tree.map(jnp.copy, variables) if config.average_decay else {},
+            **variables,
+        )
+
+    # Compiled, as every array by itself would be, if there were no function around them.
+    return parallel.replicate(jax.jit(create)(network.init()))
 
 
 def train_step(

@@ -15,18 +15,18 @@ import numpy as np
 from mgc_jax import parallel
 from mgc_jax.models.probe import Probe
 from mgc_jax.results.metrics import SplitPredictions
-from mgc_jax.training.inference import compile_predict_step, over_clips
+from mgc_jax.training.inference import over_clips
 from mgc_jax.training.network import Network
 
 
 def compile_rows_step(network: Network) -> Callable:
     """What is to be known of each clip, over all devices: `(variables, batch) -> rows`.
 
-    Rows are `[batch, classes] float32`, as of `compile_predict_step`; a probe's are
+    Rows are `[batch, classes] float32`, as of `network.predict_step`; a probe's are
     `[batch, classes + width]`, its statistics besides.
     """
     if not reads_tracks(network):
-        return compile_predict_step(network)
+        return network.predict_step
 
     def rows(variables, stored):
         statistics = statistics_of(network, variables, stored)
