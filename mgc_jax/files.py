@@ -158,11 +158,22 @@ def misfit(value: Any, form: Any, name: str = "all") -> str:
 def sealed(content: Mapping) -> dict:
     """A dictionary with the checksum of all else in it: a changed digit would be believed."""
     whole = json.loads(json.dumps(content))
-    return {**whole, "checksum": zlib.crc32(json.dumps(whole, sort_keys=True).encode())}
+    return {**whole, "checksum": _checksum(whole)}
 
 
 def check_seal(path: str | os.PathLike, content: dict, fix: str) -> None:
     """Takes a checksum off; raises InputError if it is another. Earlier versions wrote none."""
-    checksum = content.pop("checksum", None)
-    if checksum not in (None, sealed(content)["checksum"]):
+    if "checksum" in content:
+        changed = content.pop("checksum") != _checksum(content)
+    else:  # it may be there by a name that has changed
+        changed = any(
+            value == _checksum({k: v for k, v in content.items() if k != key})
+            for key, value in content.items()
+            if isinstance(value, int)
+        )
+    if changed:
         raise InputError(f"{path} has changed since it was written: {fix}")
+
+
+def _checksum(content: Mapping) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())

@@ -110,6 +110,15 @@ def test_training_fits_it_on_validation_tracks(run, dataset):
     assert temperature == fit_temperature(tracks)
 
 
+@pytest.mark.parametrize("change", [("checksum", "chdcksum"), ('"epoch": ', '"epoch": 1')])
+def test_a_changed_file_is_noticed(run, change):
+    """Whatever has changed, the name of its checksum included."""
+    path = run / CALIBRATION
+    path.write_text(path.read_text().replace(*change))
+    with pytest.raises(InputError, match="has changed since it was written"):
+        load_run(run)
+
+
 def test_predict_and_the_report_agree(run, corpus, dataset):
     """Whatever the temperature is, or if the workdir is of a version that had none."""
     network, *_, epoch, _ = load_run(run)

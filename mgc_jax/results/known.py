@@ -42,13 +42,17 @@ class Known(NamedTuple):
     def limit(self, share: float) -> float:
         """The distance beyond which a share of the validation tracks lies, rounded down to tracks.
 
+        It is halfway between two of them, as a file is not quite where its rounded records are.
+
         Examples:
             >>> known = Known(np.zeros((1, 1)), np.eye(1), np.arange(10.0))
             >>> known.limit(0.25)  # 8 and 9 are beyond it: two of ten
-            7.0
+            7.5
         """
         beyond = int(len(self.distances) * share + 1e-9)  # 100 times 0.29 is 28.999...
-        return float(np.sort(self.distances)[len(self.distances) - 1 - beyond])
+        ordered = np.sort(self.distances)
+        ordered = np.append(ordered, 1.02 * ordered[-1])  # for a share that leaves none beyond
+        return float(ordered[len(self.distances) - 1 - beyond :][:2].mean())
 
 
 def fit_known(vectors: np.ndarray, labels: np.ndarray, validation: np.ndarray) -> Known:
