@@ -130,21 +130,26 @@ def write_audio(path: Path, seconds: float, rate: int = 44100, channels: int = 2
     soundfile.write(path, (chord[:, None] + bursts).astype(np.float32), rate)
 
 
+def training_flags(config, workdir) -> tuple[str, ...]:
+    """For six steps, on the data of a config."""
+    return (
+        f"--config={ROOT}/configs/baseline_a_2d.py",
+        f"--config.data_dir={config.data_dir}",
+        f"--workdir={workdir}",
+        "--config.batch_size=8",
+        "--config.num_epochs=2",
+        "--config.learning_rate=1e-3",
+    )
+
+
 @pytest.fixture(scope="session")
 def workdir(prepared, made_once) -> Path:
-    """A trained run of Baseline A (2D)."""
+    """A trained run of Baseline A (2D); beside it, in `said`, what the command printed."""
 
     def train(folder):
-        flags = (
-            f"--config={ROOT}/configs/baseline_a_2d.py",
-            f"--config.data_dir={prepared.data_dir}",
-            f"--workdir={folder / 'run'}",
-            "--config.batch_size=8",
-            "--config.num_epochs=2",
-            "--config.learning_rate=1e-3",
-        )
-        done = call("main", *flags)
+        done = call("main", *training_flags(prepared, folder / "run"), cwd=folder)
         assert done.returncode == 0, done.stderr
+        (folder / "said").write_text(done.stderr)
 
     return made_once("runs", train) / "run"
 

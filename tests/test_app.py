@@ -27,18 +27,19 @@ KEPT = 20  # s, for ten minutes
 SERVE = f"from mgc_jax import app, cli; app._CLEARED_EVERY, app._KEPT = 1, {KEPT}; cli.run('app')"
 
 
-@pytest.fixture
-def server(workdir, tmp_path):
-    """The address of the page, once it is served, and the process that serves it."""
+@pytest.fixture(scope="module")
+def server(workdir, tmp_path_factory):
+    """The page's address, once it is served, the process that serves it, and where files come."""
     port = free_port()
+    uploads = tmp_path_factory.mktemp("app") / "uploads"
     command = [sys.executable, "-c", SERVE, f"--workdir={workdir}", f"--port={port}"]
-    environment = os.environ | {"GRADIO_TEMP_DIR": str(tmp_path / "uploads")}
+    environment = os.environ | {"GRADIO_TEMP_DIR": str(uploads)}
     with subprocess.Popen(
         [*command, "--minutes=1"], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
     ) as process:
         said = process.stderr.readline()
         assert f"open http://127.0.0.1:{port}/" in said, said + process.stderr.read()
-        yield f"http://127.0.0.1:{port}/", process
+        yield f"http://127.0.0.1:{port}/", process, uploads
         process.terminate()
         last = process.communicate()[1].splitlines()[-1]
         assert process.returncode == 130 and last.endswith("stopped"), last
@@ -68,7 +69,7 @@ def test_many_requests_leave_nothing(server, workdir, tmp_path):
     """
     from gradio_client import Client, handle_file
 
-    url, process = server
+    url, process, uploads = server
     write_audio(tmp_path / "song.flac", 4, 16000, 1)
     (expected,) = mgc_jax.load(workdir).predict(tmp_path / "song.flac")
     silence = np.zeros(3600 * 8000, np.int16)  # a few kB
@@ -79,7 +80,7 @@ def test_many_requests_leave_nothing(server, workdir, tmp_path):
         return table_of(client.predict([handle_file(tmp_path / name)], api_name="/predict"))
 
     (row,) = ask()
-    (upload,) = (tmp_path / "uploads").rglob("song.flac")
+    (upload,) = uploads.rglob("song.flac")
     assert row["path"] == "song.flac" and row["genre"] == expected.genre
     shares = [float(row[f"prob_{genre}"]) for genre in expected.genres]
     assert shares == pytest.approx([expected.ranking[g] for g in expected.genres], abs=1e-5)
@@ -96,7 +97,6 @@ def test_many_requests_leave_nothing(server, workdir, tmp_path):
         ask_all()
     assert descriptors(process) <= before + 2
     assert memory(process) <= used + 128
-    uploads = tmp_path / "uploads"
     while upload in (left := [path for path in uploads.rglob("*") if path.is_file()]):
         time.sleep(1)
     assert not left
@@ -106,7 +106,7 @@ def test_many_requests_leave_nothing(server, workdir, tmp_path):
 def test_files_and_recordings_in_a_browser(server, tmp_path):
     from playwright.sync_api import sync_playwright
 
-    server, _ = server
+    server, *_ = server
     for name, seconds in (("first.mp3", 21.0), ("second.flac", 12.0)):
         write_audio(tmp_path / name, seconds)
     (tmp_path / "bad.mp3").write_text("not music")

@@ -14,6 +14,7 @@ import child
 import numpy as np
 import pytest
 from child import ROOT, assert_one_error, call
+from shared import training_flags
 from sklearn import metrics as sk
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -26,24 +27,12 @@ def call_afresh(module, *arguments, env=None):
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
 
 
-def flags_of(config, workdir):
-    return (
-        f"--config={ROOT}/configs/baseline_a_2d.py",
-        f"--config.data_dir={config.data_dir}",
-        f"--workdir={workdir}",
-        "--config.batch_size=8",
-        "--config.num_epochs=2",
-    )
-
-
 @pytest.fixture(scope="module")
-def finished(prepared, tmp_path_factory):
+def finished(prepared, workdir, tmp_path_factory):
     """A finished run, from another current directory: workdir, flags and what it printed."""
-    folder = tmp_path_factory.mktemp("a folder")
-    flags = flags_of(prepared, folder / "run")
-    done = call("main", *flags, cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder / "run", flags, done.stderr
+    run = Path(shutil.copytree(workdir, tmp_path_factory.mktemp("a folder") / "run"))
+    said = (workdir.parent / "said").read_text()
+    return run, training_flags(prepared, run), said.replace(str(workdir), str(run))
 
 
 def test_run_leaves_what_the_design_names(finished):
@@ -191,7 +180,7 @@ def test_eval_mode_writes_the_same_report(finished):
         ("--config.no_such_key=1", "no_such_key"),
         ("--config.learning_rate=fast", "fast"),
         ("--config=configs/no_such_config.py", "no_such_config.py"),
-        ("--config.learning_rate=0.5", "learning_rate is 0.0001 there, 0.5 now"),
+        ("--config.learning_rate=0.5", "learning_rate is 0.001 there, 0.5 now"),
         ("--config.data_dir=/no/such/folder", "no TFRecords in /no/such/folder"),
         ("--config.model=resnet", "'resnet' is unknown: one of baseline_a_1d"),
         ("--no_such_flag", "no_such_flag"),
@@ -206,7 +195,7 @@ def test_bad_use_of_main_is_one_line(finished, wrong, says):
 
 def test_unwritable_workdir_is_one_line(prepared, tmp_path):
     (tmp_path / "file").write_text("in the way")  # root may write into any folder, but not here
-    done = call("main", *flags_of(prepared, tmp_path / "file" / "run"))
+    done = call("main", *training_flags(prepared, tmp_path / "file" / "run"))
     assert_one_error(done, "error: cannot write to --workdir=")
 
 
