@@ -18,10 +18,7 @@ import sys
 import tempfile
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
-from types import SimpleNamespace
 from unittest import mock
-
-from jax._src import compiler
 
 from mgc_jax import signals
 
@@ -79,7 +76,6 @@ def _run(command, cwd, environment, folder):
     for stream, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT), stream)
     signals.PATIENCE = 600.0  # however loaded the machine is
-    _keep_what_any_process_compiles()
     kind, program, *arguments = command
     sys.path.insert(0, cwd)
     sys.argv = [program if kind == "-m" else kind, *arguments]
@@ -92,12 +88,6 @@ def _run(command, cwd, environment, folder):
         # As Python does, but not multiprocessing: the first process of a job must not take its
         # meeting place away before the others have left it.
         atexit._run_exitfuncs()
-
-
-def _keep_what_any_process_compiles():
-    """JAX keeps what the first process of a job compiles; the others would at every start."""
-    first = SimpleNamespace(global_state=SimpleNamespace(process_id=0, client=None))
-    compiler.distributed = first
 
 
 def killed_after(count: int, kept_by: str, command: str) -> str:
@@ -193,7 +183,6 @@ def _train(config, workdir, devices, process, processes, port):
     for stream in (1, 2):
         os.dup2(output, stream)
     signals.PATIENCE = 600.0
-    _keep_what_any_process_compiles()
     from ml_collections import ConfigDict
 
     from mgc_jax import cli, models, parallel
