@@ -53,7 +53,7 @@ def create_train_state(network: Network, steps_per_epoch: int = 1) -> TrainState
             **variables,
         )
 
-    # Compiled, as every array by itself would be, if there were no function around them.
+    # Compiled as one function: by themselves, arrays of each shape would be compiled one by one.
     return parallel.replicate(jax.jit(create)(network.init()))
 
 
