@@ -147,13 +147,13 @@ def test_training_starts_from_another_run(finished, tmp_path):
     done = call(
         "main",
         *flags,
-        f"--workdir={tmp_path / 'tuned'}",
+        f"--workdir={tmp_path / 'a tuned run'}",
         "--config.num_epochs=1",
         f"--config.init_from={workdir}",
     )
     assert done.returncode == 0, done.stderr
     assert f"weights   {workdir}" in done.stderr
-    tuned, fresh = ((w / "metrics.jsonl").read_text() for w in (tmp_path / "tuned", workdir))
+    tuned, fresh = ((w / "metrics.jsonl").read_text() for w in (tmp_path / "a tuned run", workdir))
     loss = json.loads(tuned.splitlines()[0])["loss"]
     assert loss < json.loads(fresh.splitlines()[0])["loss"] - 0.3
 

@@ -50,9 +50,10 @@ class Known(NamedTuple):
             7.5
         """
         beyond = int(len(self.distances) * share + 1e-9)  # 100 times 0.29 is 28.999...
+        farthest = len(self.distances) - 1 - beyond  # of those that are known
         ordered = np.sort(self.distances)
-        ordered = np.append(ordered, 1.02 * ordered[-1])  # for a share that leaves none beyond
-        return float(ordered[len(self.distances) - 1 - beyond :][:2].mean())
+        ordered = np.append(ordered, 1.02 * ordered[-1])  # where none is beyond
+        return float(ordered[farthest : farthest + 2].mean())
 
 
 def fit_known(vectors: np.ndarray, labels: np.ndarray, validation: np.ndarray) -> Known:
