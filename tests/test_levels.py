@@ -23,6 +23,7 @@ from mgc_jax.errors import InputError
 from mgc_jax.exporter import export_run
 from mgc_jax.training import levels
 from mgc_jax.training.augment import Augmenter
+from mgc_jax.training.evaluate import best_variables
 from mgc_jax.training.network import load_run
 
 
@@ -145,11 +146,15 @@ def test_predict_and_export_standardise(run, song, tmp_path):
 
 
 def test_a_run_without_its_levels_is_refused(run, tmp_path):
+    """Also to be evaluated, where they could be measured anew."""
     _, workdir = run
+    network = load_run(workdir).network
     shutil.copytree(workdir, tmp_path / "run")
     (tmp_path / "run" / "levels.json").unlink()
     with pytest.raises(InputError, match="levels.json is missing"):
         load_run(tmp_path / "run")
+    with pytest.raises(InputError, match="levels.json is missing"):
+        best_variables(tmp_path / "run", network)
 
 
 def test_augmentation_keeps_levels(song):

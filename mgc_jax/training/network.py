@@ -179,9 +179,6 @@ def load_run(workdir: str | os.PathLike) -> TrainedRun:
         config = with_defaults(read_config(workdir))
         levels = from_json(read_levels(workdir))
         network = Network.from_config(config, read_genres(workdir), levels=levels)
-        for feature in network.features:
-            if is_fixed(feature) and feature.name not in levels:
-                raise InputError(f"{workdir / LEVELS} is missing: copy it back from the run")
     variables, epoch = load_best(workdir, network)
     return TrainedRun(network, variables, epoch, read_temperature(workdir, epoch))
 
@@ -197,6 +194,10 @@ def load_best(workdir: Path, network: Network) -> tuple[dict, int]:
         InputError: as `load_run` does.
     """
     with _reading(workdir), Checkpoints(workdir) as checkpoints:
+        levels = read_levels(workdir)
+        for feature in network.features:
+            if is_fixed(feature) and feature.name not in levels:
+                raise InputError(f"{workdir / LEVELS} is missing: copy it back from the run")
         variables, score = checkpoints.restore_best(network.shapes)
     return variables, score["epoch"]
 
