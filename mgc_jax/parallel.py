@@ -176,14 +176,14 @@ def compilation_cache() -> str:
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled functions for the next start, in the user's own cache folder.
+    """Keeps compiled functions for the next start, small ones too, in the user's own cache folder.
 
     They are code: none is read from a workdir, which may come from somewhere else.
     JAX_COMPILATION_CACHE_DIR names another folder.
     """
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(user_cache("jax")))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def keep_memory() -> None:

@@ -76,6 +76,7 @@ def _run(command, cwd, environment, folder):
     for stream, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT), stream)
     signals.PATIENCE = 600.0  # however loaded the machine is
+    _keep_what_is_compiled()
     kind, program, *arguments = command
     sys.path.insert(0, cwd)
     sys.argv = [program if kind == "-m" else kind, *arguments]
@@ -183,6 +184,7 @@ def _train(config, workdir, devices, process, processes, port):
     for stream in (1, 2):
         os.dup2(output, stream)
     signals.PATIENCE = 600.0
+    _keep_what_is_compiled()
     from ml_collections import ConfigDict
 
     from mgc_jax import cli, models, parallel
@@ -206,3 +208,19 @@ def _train(config, workdir, devices, process, processes, port):
             loop.train(Network.from_config(config, data.genres), Path(workdir), data)
     finally:
         atexit._run_exitfuncs()
+
+
+def _keep_what_is_compiled() -> None:
+    """In every process of a job: on CPUs each has its own, and JAX keeps the first process's alone.
+
+    Else the others compile anew in each test, for 11 s of CPU time.
+    """
+    from jax._src import compiler, distributed
+
+    write = compiler._cache_write
+
+    def write_as_the_first(*arguments):
+        with mock.patch.object(distributed.global_state, "process_id", 0):
+            write(*arguments)
+
+    compiler._cache_write = write_as_the_first

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import child
-import jax
 import numpy as np
 import pytest
 import soundfile
@@ -29,9 +28,8 @@ from mgc_jax.training.network import Network
 from mgc_jax.training.pretrained import to_torch, torch_name
 from mgc_jax.training.public_weights import PUBLIC_WEIGHTS
 
-# Compiled functions are kept from run to run, as users' are; here even the small ones, of many.
+# Compiled functions are kept from run to run, as users' are.
 parallel.use_compilation_cache()
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def pytest_sessionstart():

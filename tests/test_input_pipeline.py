@@ -237,7 +237,7 @@ def test_global_batches_do_not_depend_on_the_number_of_hosts(dataset, prepared):
     expected[1] += [0] * 16  # the mask's part of two batches of 20
     for process, host in enumerate(hosts):
         done = host.finish()
-        lines = [line for line in done.stdout.splitlines() if line[0].isdigit()]
+        lines = [line for line in done.stdout.splitlines() if line[:1].isdigit()]
         assert done.returncode == 0, done.stderr
         assert [list(map(int, line.split())) for line in lines] == [
             [process, *sums] for sums in [*expected, expected[0]]

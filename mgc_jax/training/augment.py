@@ -75,6 +75,12 @@ class Augmenter:
         self._frame = self._mels[0] if self._mels else frame
         _check(config.augment, self._mels, self._frame)
 
+    def is_on(self) -> bool:
+        """Whether clips are changed at all."""
+        c = self._config
+        of_a_clip = c.noise_probability, c.stretch_probability, c.shift_seconds, c.gain_db
+        return any((*of_a_clip, c.time_masks, c.mel_masks, c.mixup_alpha))
+
     def noise(self) -> dict[str, np.ndarray]:
         """What the noise of all clips is cut from, if there is any: to be kept on the devices."""
         if not self._config.noise_probability:
@@ -99,6 +105,8 @@ class Augmenter:
             The same, augmented; with mixup also `share` `[batch] float32` of each clip in its
             blend, and `other_label` `[batch] int32` of the rest: see `soft_labels`.
         """
+        if not self.is_on():
+            return dict(batch)
         key = jax.random.fold_in(jax.random.key(self._seed), _STREAM)
         key = jax.random.fold_in(key, step)
         positions = parallel.positions(len(batch["label"]))
@@ -135,7 +143,6 @@ class Augmenter:
             frames = _mask(keys["frames"], c.time_masks, c.time_mask_frames, mel.frames)
             bands = _mask(keys["bands"], c.mel_masks, c.mel_mask_bands, mel.n_mels)
             masked[mel.name] = frames[:, None] | bands
-        alpha = c.mixup_alpha or 1.0
         starts = places(self._frame, self._frame.hop_length)
         return Draw(
             rate=jnp.where(chosen(keys["stretch"], c.stretch_probability), jnp.exp(log_rate), 1.0),
@@ -144,7 +151,7 @@ class Augmenter:
             noise_start=jax.random.randint(keys["place"], (), 0, starts),
             noise_level=_from_db(-snr_db) * chosen(keys["noise"], c.noise_probability),
             masked=masked,
-            mix=jax.random.beta(keys["mix"], alpha, alpha),
+            mix=jax.random.beta(keys["mix"], *2 * [c.mixup_alpha]) if c.mixup_alpha else 1.0,
         )
 
     def apply(self, feature: Feature, noise: jax.Array | None, draw: Draw, x: jax.Array):
@@ -213,6 +220,8 @@ def augmented_forms(
     """
     c = config.augment
     augmenter = Augmenter(config, [feature])
+    if not augmenter.is_on():
+        return []
     draw = jax.jit(augmenter.draw)(jax.random.key(config.seed))
     unmasked = jax.tree.map(jnp.zeros_like, draw.masked)
     plain = Draw(1.0, 0, 1.0, draw.noise_start, 0.0, unmasked, 1.0)

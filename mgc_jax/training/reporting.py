@@ -71,7 +71,8 @@ def report_run(
             "devices": parallel.describe_devices(),
             "parameters": network.parameters,
             "seconds": total_seconds(workdir),
-            "flops_per_clip": flops_per_clip(network),
+            # A probe takes no training steps.
+            "flops_per_clip": None if network.config.model == "probe" else flops_per_clip(network),
             "code": _code_hash(),
             "packages": _packages_hash(),
             "versions": {"python": platform.python_version()}
