@@ -76,6 +76,8 @@ def _run(command, cwd, environment, folder):
     for stream, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT), stream)
     signals.PATIENCE = 600.0  # however loaded the machine is
+    if cache := environment.get("JAX_COMPILATION_CACHE_DIR"):
+        _use_cache(cache)
     _keep_what_is_compiled()
     kind, program, *arguments = command
     sys.path.insert(0, cwd)
@@ -208,6 +210,14 @@ def _train(config, workdir, devices, process, processes, port):
             loop.train(Network.from_config(config, data.genres), Path(workdir), data)
     finally:
         atexit._run_exitfuncs()
+
+
+def _use_cache(folder: str) -> None:
+    """As JAX does at its import, which is over."""
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def _keep_what_is_compiled() -> None:

@@ -55,9 +55,9 @@ def probe_and_evaluate(config: ConfigDict, workdir: Path, command: str) -> None:
     Raises:
         InputError: another config's workdir, no data, weights that do not fit, ...
     """
+    parallel.use_compilation_cache()
     config = probe_config(config)
     check_workdir(workdir, config, new=True)
-    parallel.use_compilation_cache()
     make_demo_if_missing(config, _FEATURES)
     dataset = open_dataset(config, _FEATURES)
     with locked(workdir):

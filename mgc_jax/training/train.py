@@ -32,11 +32,11 @@ def train_and_evaluate(config: ConfigDict, workdir: Path, *, training: bool, com
     Raises:
         InputError: another config's workdir, no data, no checkpoint, ...
     """
+    parallel.use_compilation_cache()
     feature_names = models.inputs_of(config.model)
     check_config(config)
     if parallel.is_main():
         check_workdir(workdir, config, new=training)
-    parallel.use_compilation_cache()
     make_demo_if_missing(config, feature_names)
     dataset = open_dataset(config, feature_names)
     levels = find_levels(config, workdir, dataset)
