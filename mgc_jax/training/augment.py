@@ -78,8 +78,15 @@ class Augmenter:
     def is_on(self) -> bool:
         """Whether clips are changed at all."""
         c = self._config
-        of_a_clip = c.noise_probability, c.stretch_probability, c.shift_seconds, c.gain_db
-        return any((*of_a_clip, c.time_masks, c.mel_masks, c.mixup_alpha))
+        return bool(
+            c.noise_probability
+            or c.stretch_probability
+            or c.shift_seconds
+            or c.gain_db
+            or c.time_masks
+            or c.mel_masks
+            or c.mixup_alpha
+        )
 
     def noise(self) -> dict[str, np.ndarray]:
         """What the noise of all clips is cut from, if there is any: to be kept on the devices."""
@@ -143,6 +150,7 @@ class Augmenter:
             frames = _mask(keys["frames"], c.time_masks, c.time_mask_frames, mel.frames)
             bands = _mask(keys["bands"], c.mel_masks, c.mel_mask_bands, mel.n_mels)
             masked[mel.name] = frames[:, None] | bands
+        alpha = c.mixup_alpha
         starts = places(self._frame, self._frame.hop_length)
         return Draw(
             rate=jnp.where(chosen(keys["stretch"], c.stretch_probability), jnp.exp(log_rate), 1.0),
@@ -151,7 +159,7 @@ class Augmenter:
             noise_start=jax.random.randint(keys["place"], (), 0, starts),
             noise_level=_from_db(-snr_db) * chosen(keys["noise"], c.noise_probability),
             masked=masked,
-            mix=jax.random.beta(keys["mix"], *2 * [c.mixup_alpha]) if c.mixup_alpha else 1.0,
+            mix=jax.random.beta(keys["mix"], alpha, alpha) if alpha else 1.0,
         )
 
     def apply(self, feature: Feature, noise: jax.Array | None, draw: Draw, x: jax.Array):
