@@ -101,7 +101,7 @@ def following(
         for done, answer in enumerate(answers, start=1):
             with bar.external_write_mode() if live else contextlib.nullcontext():
                 yield answer
-            bar.set_postfix_str(f"{done}/{len(songs)} files", refresh=False)
+                bar.set_postfix_str(f"{done}/{len(songs)} files", refresh=False)
             bar.update(songs[answer.source][0])
             if not live and time.monotonic() - said > LOG_EVERY:
                 said = time.monotonic()

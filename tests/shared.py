@@ -1,6 +1,7 @@
 """A small corpus of synthesised MP3s and its TFRecords, made once a session."""
 
 import fcntl
+import functools
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import child
+import jax
 import numpy as np
 import pytest
 import soundfile
@@ -30,6 +32,9 @@ from mgc_jax.training.public_weights import PUBLIC_WEIGHTS
 
 # Compiled functions are kept from run to run, as users' are.
 parallel.use_compilation_cache()
+
+# For what a test computes once: compiled without the passes that take long and make code fast.
+once = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def pytest_sessionstart():

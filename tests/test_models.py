@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from shared import once
 
 from mgc_jax.errors import InputError
 from mgc_jax.models import MODELS, count_parameters, cpu_forms, create_model, layers
@@ -42,7 +43,7 @@ def fresh(name, classes, size):
         jax.random.normal(jax.random.key(i), (4, *OTHER_SHAPES[size][feature])) / 2
         for i, feature in enumerate(model.inputs)
     ]
-    init = jax.jit(lambda *x: model.init(jax.random.key(0), *x, train=False))
+    init = once(lambda *x: model.init(jax.random.key(0), *x, train=False))
     return inputs, init(*inputs)
 
 
@@ -76,7 +77,7 @@ def test_logits_of_another_length(name, dtype):
     inputs, variables = fresh(name, 5, "short")
     inputs = [x[:2] for x in inputs]
     model = smaller(name, 5, dtype=jnp.dtype(dtype))
-    logits = jax.jit(lambda v, *x: model.apply(v, *x, train=False))(variables, *inputs)
+    logits = once(lambda v, *x: model.apply(v, *x, train=False))(variables, *inputs)
     assert logits.shape == (2, 5) and logits.dtype == jnp.float32
     assert np.isfinite(logits).all()
     assert not np.allclose(logits[0], logits[1])
@@ -104,10 +105,11 @@ def test_cpu_forms_equal_the_plain_ones(shape, monkeypatch):
         found = []
         for cpu in (True, False):
             monkeypatch.setattr(cpu_forms, "on_cpu", lambda cpu=cpu: cpu)
-            gradient = jax.grad(lambda x, f=function: jnp.sum(f(x) ** 2))(x)
-            found.append((function(x), gradient))
-        for ours, plain in zip(*found, strict=True):
-            np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-4)
+            found.append(_with_gradient(function)(x))
+        jax.tree.map(
+            lambda ours, plain: np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-4),
+            *found,
+        )
 
 
 @pytest.mark.parametrize("samples", [30, 31, 100, 157])
@@ -141,31 +143,29 @@ def test_bands_convolution_equals_flax(frames, size):
 def test_square_convolution_equals_flax(size, train):
     x = jax.random.normal(jax.random.key(0), (2, *size, 6))
     flax = nn.Conv(3, (3, 3), padding=1, use_bias=False, kernel_init=nn.initializers.he_normal())
-    variables, ours = flax.init(jax.random.key(1), x), layers.SquareConv(3)
-    np.testing.assert_array_equal(
-        ours.init(jax.random.key(1), x, train=train)["params"]["kernel"],
-        variables["params"]["kernel"],
-    )
-    found, expected = ours.apply(variables, x, train=train), flax.apply(variables, x)
+    variables, ours = once(flax.init)(jax.random.key(1), x), layers.SquareConv(3)
+    made = once(functools.partial(ours.init, train=train))(jax.random.key(1), x)
+    np.testing.assert_array_equal(made["params"]["kernel"], variables["params"]["kernel"])
+    found = once(functools.partial(ours.apply, train=train))(variables, x)
+    expected = once(flax.apply)(variables, x)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def _with_gradient(function):
+    """The function, compiled, that adds the gradient of the sum of its squares by all arguments."""
+
+    def both(*x):
+        arguments = tuple(range(len(x)))
+        return function(*x), jax.grad(lambda *x: jnp.sum(function(*x) ** 2), arguments)(*x)
+
+    return once(both)
+
+
 def _check_convolution(ours, flax, x):
-    variables = flax.init(jax.random.key(1), x)
+    variables, made = (once(module.init)(jax.random.key(1), x) for module in (flax, ours))
+    assert jax.tree.all(jax.tree.map(np.array_equal, variables, made))
     variables["params"]["bias"] = jnp.arange(3.0)
-    same = jax.tree.map(
-        lambda a, b: np.array_equal(a, b),
-        flax.init(jax.random.key(1), x),
-        ours.init(jax.random.key(1), x),
-    )
-    assert jax.tree.all(same)
-    found, expected = (
-        (
-            module.apply(variables, x),
-            jax.grad(lambda v, x, m=module: jnp.sum(m.apply(v, x) ** 2), (0, 1))(variables, x),
-        )
-        for module in (ours, flax)
-    )
+    found, expected = (_with_gradient(module.apply)(variables, x) for module in (ours, flax))
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected
     )
@@ -215,11 +215,11 @@ def test_training_and_predicting_agree(name):
     """
     inputs, variables = fresh(name, 3, "tiny")
     model = smaller(name, 3)
-    train = jax.jit(lambda v, *x: model.apply(v, *x, train=True, mutable=["batch_stats"]))
+    train = once(lambda v, *x: model.apply(v, *x, train=True, mutable=["batch_stats"]))
     trained, updates = train(variables, *inputs)
     stored = {"batch_stats": variables["batch_stats"]}
     updated = jax.tree.map(lambda before, after: (after - 0.9 * before) / 0.1, stored, updates)
-    predict = jax.jit(lambda v, *x: model.apply(v, *x, train=False))
+    predict = once(lambda v, *x: model.apply(v, *x, train=False))
     predicted = predict(variables | updated, *inputs)
     assert predicted.dtype == trained.dtype == jnp.float32
     assert predicted.shape == trained.shape == (4, 3)
@@ -231,7 +231,7 @@ def test_dropout_is_in_training_alone(name):
     inputs, variables = fresh(name, 3, "tiny")
     model = smaller(name, 3, dropout=0.5)
 
-    @jax.jit
+    @once
     def train(variables, key):
         rngs = {"dropout": key}
         return model.apply(variables, *inputs, train=True, mutable=["batch_stats"], rngs=rngs)[0]
@@ -239,7 +239,7 @@ def test_dropout_is_in_training_alone(name):
     first, second = (train(variables, jax.random.key(i)) for i in (1, 2))
     assert not np.allclose(first, second)
     predictions = [
-        jax.jit(lambda v, *x, m=m: m.apply(v, *x, train=False))(variables, *inputs)
+        once(lambda v, *x, m=m: m.apply(v, *x, train=False))(variables, *inputs)
         for m in (model, smaller(name, 3))
     ]
     np.testing.assert_array_equal(*predictions)

@@ -311,7 +311,7 @@ def test_not_finite_steps_can_be_skipped(poisoned, tmp_path):
 
 
 def test_stops_early(config, tmp_path):
-    config.update(num_epochs=8, early_stopping_epochs=1, learning_rate=1.0)
+    config.update(num_epochs=40, early_stopping_epochs=1, learning_rate=1.0)
     progress = train(config, tmp_path)
     losses = [line["loss"] for line in log_lines(tmp_path, "validation")]
     worse = [i for i in range(1, len(losses)) if losses[i] >= min(losses[:i])]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from shared import once
 
 from mgc_jax.data.input_pipeline import open_dataset
 from mgc_jax.errors import InputError
@@ -37,12 +38,10 @@ def test_positions_see_their_instants(name):
     """The gradient of a position in the middle is centred on where it is said to be."""
     module, shape = BRANCHES[name]
     x = jax.random.normal(jax.random.key(1), (1, *shape))
-    variables = jax.jit(lambda x: module.init(jax.random.key(0), x, train=False))(x)
+    variables = once(lambda x: module.init(jax.random.key(0), x, train=False))(x)
     shape_of = jax.eval_shape(lambda x: module.apply(variables, x, train=False), x).shape
     position = shape_of[1] // 2
-    gradient = jax.jit(
-        jax.grad(lambda x: module.apply(variables, x, train=False)[0, position].sum())
-    )
+    gradient = once(jax.grad(lambda x: module.apply(variables, x, train=False)[0, position].sum()))
     seen = np.abs(np.asarray(gradient(x))[0]).reshape(shape[0], -1).sum(axis=1)
     places = np.flatnonzero(seen)
     own = {**_PICTURES, **_SOUNDS}[name].shares(position + 1, shape[0])[-1] * shape[0]
@@ -90,7 +89,7 @@ def test_attention_pools_what_it_says():
         mutable=["intermediates"],
         capture_intermediates=lambda module, _: module.name in ("norm", "classifier"),
     )
-    logits, seen = jax.jit(look)(variables, *inputs)
+    logits, seen = once(look)(variables, *inputs)
     seen = seen["intermediates"]
     attention = np.asarray(seen["attention"][0])
     assert attention.shape == (2, 4, 2)
