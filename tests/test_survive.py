@@ -208,8 +208,9 @@ def test_a_job_ends_where_one_of_its_processes_is_killed(recipe, tmp_path):
         left.join()
         print(f"the other ended after {time.monotonic() - began:.1f} s")
         assert left.exitcode == 75, said(workdir)
-        last = Path(f"{workdir}.said/{1 - killed}").read_text().strip().splitlines()[-1]
-        assert last.endswith("is gone; the same command on all of them goes on")
+        # Before it or after it a thread of JAX's may say that a socket was closed.
+        text = Path(f"{workdir}.said/{1 - killed}").read_text()
+        assert text.count("is gone; the same command on all of them goes on\n") == 1, text
     job = child.start_job(config, workdir, processes=2, devices=1)
     wait_for_checkpoint(workdir, newest_checkpoint(workdir) + 1, job[0])
     job[0].terminate()
