@@ -5,6 +5,7 @@ import io
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 import tqdm
-from shared import train
+from shared import once, train
 
 from mgc_jax import console, parallel
 from mgc_jax.configs import default
@@ -122,7 +123,7 @@ def test_step_is_adamw_on_the_cross_entropy(config, dataset):
         log_probs = jax.nn.log_softmax(logits)
         return -log_probs[np.arange(8), batch["label"]].mean()
 
-    loss, gradients = jax.value_and_grad(loss_fn)(state.params)
+    loss, gradients = once(jax.value_and_grad(loss_fn))(state.params)
     step = parallel.data_parallel(lambda s, b: train_step(s, b, network))
     after, scores = step(state, {"mel": batch["mel"], "label": batch["label"]})
     assert scores["loss"] == pytest.approx(float(loss), rel=1e-5)
@@ -135,7 +136,7 @@ def test_step_is_adamw_on_the_cross_entropy(config, dataset):
         np.testing.assert_allclose(after, expected, atol=1e-6)
 
     moments = (optax.tree.get(after.opt_state, name) for name in ("mu", "nu"))
-    jax.tree.map(check, state.params, after.params, gradients, *moments)
+    jax.tree.map(check, *jax.device_get((state.params, after.params, gradients, *moments)))
 
 
 def test_first_step_compiles_once(config, dataset):
@@ -219,7 +220,8 @@ def test_predicting_in_parts_changes_nothing(clips):
     rng = np.random.default_rng(0)
     mel = rng.integers(0, 256, (clips, 30, 40), np.uint8)
     inputs = mel.astype(np.float32) / 255 * 2 - 1
-    variables = model.init(jax.random.key(0), inputs, train=False)
-    logits = [model.apply(variables, x[None], train=False)[0] for x in inputs]
+    variables = once(partial(model.init, train=False))(jax.random.key(0), inputs[:1])
+    apply = once(partial(model.apply, train=False))
+    logits = [apply(variables, x[None])[0] for x in inputs]
     found = network.predict_step(variables, {"mel": mel, "label": np.zeros(clips)})
     np.testing.assert_allclose(found, jax.nn.log_softmax(np.array(logits)), atol=1e-5)
