@@ -33,8 +33,8 @@ from mgc_jax.training.public_weights import PUBLIC_WEIGHTS
 # Compiled functions are kept from run to run, as users' are.
 parallel.use_compilation_cache()
 
-# For what a test computes once: compiled with fewer of the passes that take long and make code fast (at
-# level 0 a CPU finds NaN for gradients of max pools, with jaxlib 0.10.2).
+# For what a test computes once: fewer of the passes that take long and make code fast. At level 0 a
+# CPU finds NaN for gradients of max pools (jaxlib 0.10.2).
 once = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 1})
 
 
