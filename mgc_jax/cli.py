@@ -126,6 +126,7 @@ def run(word: str) -> None:
     """
     if sys.platform == "win32":
         sys.exit("error: mgc_jax runs on Linux and macOS; on Windows, use WSL")
+    process.collect_rarely()
     # By its own name, be it that this process began with the same file.
     module = importlib.import_module(f"mgc_jax.{COMMANDS[word]}")
     module.define_flags()
