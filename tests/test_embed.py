@@ -82,7 +82,7 @@ def test_every_network_has_an_embedding(name):
     assert found.dtype == jnp.float32
     assert found.shape == (8, embedding.size_of(made))
     widths = {"baseline_a_1d": 150, "baseline_a_2d": 150, "baseline_b": 150}
-    widths |= {"densenet": 1024, "fusionnet": 1536, "musicnn": 200, "temporal_fusion": 512}
+    widths |= {"densenet": 1024, "fusionnet": 1536, "musicnn": 200, "temporal_fusion": 1024}
     widths |= {"probe": 3412}
     if name in widths:
         assert found.shape[1] == widths[name]

@@ -19,7 +19,7 @@ PARAMETERS = {  # as the source counts its own; musicnn of 50 classes has 787,15
     "densenet": 6_955_784,
     "fusionnet": 7_542_552,
     "musicnn": 778_717,
-    "temporal_fusion": 1_037_484,
+    "temporal_fusion": 1_174_184,
     "probe": 811_237,
 }
 SHAPES = {"mel": (128, 513), "mel96": (626, 96), "waveform": (160_000,)}

@@ -80,29 +80,58 @@ def small(**overrides):
     return model, init(mel, waveform), (mel, waveform)
 
 
-def test_attention_pools_what_it_says():
-    """Logits worked out by hand from the joined positions and the attention."""
-    model, variables, inputs = small()
+def pooled_by_hand(variables, inputs):
+    """Logits and attention, and the positions and pooled channels from NumPy and the weights."""
+    model, _, _ = small()
     look = functools.partial(
         model.apply,
         train=False,
         mutable=["intermediates"],
-        capture_intermediates=lambda module, _: module.name in ("norm", "classifier"),
+        capture_intermediates=lambda module, _: module.name in ("picture", "sound", "norm"),
     )
     logits, seen = once(look)(variables, *inputs)
     seen = seen["intermediates"]
+    picture, sound, norm = (
+        np.asarray(seen[name]["__call__"][0]) for name in ("picture", "sound", "norm")
+    )
+    own = [_PICTURES["baseline_a_2d"].shares(picture.shape[1], inputs[0].shape[1])]
+    own += [_SOUNDS["residual"].shares(sound.shape[1], inputs[1].shape[1])]
+    instants = min(own, key=len)
+    x = [at_instants(part, of, instants) for part, of in zip((picture, sound), own, strict=True)]
+    x = np.concatenate(x, axis=-1)
+    back = variables["params"]["back"]
+    x = x + np.maximum(norm, 0) @ back["kernel"] + back["bias"]
     attention = np.asarray(seen["attention"][0])
-    assert attention.shape == (2, 4, 2)
-    np.testing.assert_allclose(attention.sum(axis=1), 1, rtol=1e-5)
-    joined = np.maximum(np.asarray(seen["norm"]["__call__"][0]), 0)
-    joined = joined.astype(np.float64)
-    scores = joined @ variables["params"]["scores"]["kernel"]
+    # Channels belong to the two heads by turns.
+    pooled = np.stack([(attention[:, :, [h]] * x[:, :, h::2]).sum(axis=1) for h in (0, 1)], -1)
+    pooled = pooled.reshape(len(x), -1)
+    return np.asarray(logits), attention, x, np.concatenate([pooled, x.max(axis=1)], axis=-1)
+
+
+def test_attention_pools_what_it_says():
+    """Logits worked out by hand from both branches, what joins them, and the attention."""
+    _, variables, inputs = small()
+    for name, key in (("back", 3), ("scores", 4)):
+        kernel = variables["params"][name]["kernel"]
+        variables["params"][name]["kernel"] = jax.random.normal(jax.random.key(key), kernel.shape)
+    logits, attention, x, pooled = pooled_by_hand(variables, inputs)
+    assert attention.shape == (2, 4, 2) and attention.std() > 0.1
+    scores = x @ variables["params"]["scores"]["kernel"]
+    scores -= scores.max(axis=1, keepdims=True)
     expected = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(attention, expected, rtol=1e-4)
-    heads = [(attention[:, :, [h]] * joined[:, :, 4 * h : 4 * h + 4]).sum(axis=1) for h in (0, 1)]
-    pooled = np.concatenate([*heads, joined.max(axis=1)], axis=-1)
+    np.testing.assert_allclose(attention, expected, atol=1e-4)
     by_hand = pooled @ variables["params"]["classifier"]["kernel"]
-    np.testing.assert_allclose(logits, by_hand, atol=1e-4)
+    np.testing.assert_allclose(logits, by_hand, rtol=1e-4, atol=1e-4)
+
+
+def test_training_starts_at_late_fusion():
+    """At the mean and the maximum over time of each branch, by itself."""
+    _, variables, inputs = small()
+    _, attention, x, pooled = pooled_by_hand(variables, inputs)
+    np.testing.assert_allclose(attention, 1 / 4, rtol=1e-6)
+    late = np.concatenate([x.mean(axis=1), x.max(axis=1)], axis=-1)
+    np.testing.assert_allclose(pooled, late, rtol=1e-5)
+    assert not variables["params"]["back"]["kernel"].any()
 
 
 def test_late_fusion_has_the_same_branches():
@@ -127,7 +156,7 @@ def test_all_branches_fit_together():
     [
         ({"picture": "densnet"}, "did you mean 'densenet'"),
         ({"fusion": "early"}, "one of time, late"),
-        ({"heads": 3}, "width=8 does not divide by heads=3"),
+        ({"heads": 3}, "heads=3 does not divide the 512 channels"),
     ],
 )
 def test_what_there_is_not(overrides, message):

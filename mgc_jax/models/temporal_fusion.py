@@ -10,9 +10,13 @@ The source fuses late, after both branches have lost their time axis, and ends w
 | sound: the trunk of A (1D), or residual blocks | 78 x 256 |
 | both at the instants of the slower one, concatenated | 26 x 512 |
 | join: dense, norm, ReLU, at each position | 26 x 256 |
+| back: dense, added to what was concatenated | 26 x 512 |
 | scores: dense, softmax over time: the attention of each head | 26 x 4 |
-| each head's mean of its share of the channels, beside the maximum over time | 512 |
+| each head's mean of its share of the channels, beside the maximum over time | 1,024 |
 | classifier | 8 |
+
+`back` and `scores` start at zero, so that training starts at the mean and maximum of each branch,
+late fusion, and learns what the branches say of the same instant, and which instants matter.
 
 Attention as pooling: Lin et al., "A Structured Self-attentive Sentence Embedding", ICLR 2017. The
 residual blocks follow Kim et al., "Sample-level CNN Architectures for Music Auto-tagging Using Raw
@@ -88,8 +92,8 @@ class TemporalFusion(Network):
         picture: the branch of the log-mel: `baseline_a_2d`, `baseline_b` or `densenet`.
         sound: the branch of the waveform: `trunk`, that of Baseline A (1D), or `residual`.
         fusion: `time`, or `late`, of the same branches.
-        width: channels of a joined position.
-        heads: of the attention; they divide the channels among them.
+        width: channels of `join`.
+        heads: of the attention; they divide the channels of both branches among them.
     """
 
     inputs = ("mel", "waveform")
@@ -126,28 +130,36 @@ class TemporalFusion(Network):
         of_picture = _PICTURES[self.picture].shares(seen.shape[1], mel.shape[1])
         of_sound = _SOUNDS[self.sound].shares(heard.shape[1], waveform.shape[1])
         instants = min(of_picture, of_sound, key=len)
-        joined = jnp.concatenate(
+        x = jnp.concatenate(
             [at_instants(seen, of_picture, instants), at_instants(heard, of_sound, instants)], -1
         )
-        joined = nn.Dense(self.width, dtype=self.dtype, name="join")(joined)
+        joined = nn.Dense(self.width, dtype=self.dtype, name="join")(x)
         joined = nn.relu(self.norm(train)(name="norm")(joined))
-        pooled = self._attend(joined, instants)
-        return self.classify(jnp.concatenate([pooled, joined.max(axis=1)], axis=-1), train)
+        x += self._from_zero(x.shape[-1], name="back")(joined)
+        pooled = jnp.concatenate([self._attend(x, instants), x.max(axis=1)], axis=-1)
+        return self.classify(pooled, train)
 
     def _attend(self, x, instants: np.ndarray):
-        """Each head's mean over time of its share of the channels: `[batch, positions, width]` to
-        `[batch, width]`."""
-        if self.width % self.heads:
+        """Each head's mean over time of its share of the channels, every so many of each branch:
+        `[batch, positions, channels]` to `[batch, channels]`."""
+        channels = x.shape[-1]
+        if channels % self.heads:
             raise InputError(
-                f"config.model_overrides: width={self.width} does not divide by heads={self.heads}"
+                f"config.model_overrides: heads={self.heads} does not divide the {channels} "
+                "channels of both branches"
             )
-        scores = nn.Dense(self.heads, dtype=self.dtype, name="scores")(x).astype(jnp.float32)
-        attention = jax.nn.softmax(scores, axis=1)
+        scores = self._from_zero(self.heads, use_bias=False, name="scores")(x)
+        attention = jax.nn.softmax(scores.astype(jnp.float32), axis=1)
         self.sow("intermediates", "attention", attention)
         self.sow("intermediates", "instants", jnp.asarray(instants, jnp.float32))
-        parts = x.reshape(*x.shape[:2], self.heads, -1)
-        pooled = jnp.einsum("bth,bthc->bhc", attention.astype(x.dtype), parts)
-        return pooled.reshape(-1, self.width)
+        parts = x.reshape(*x.shape[:2], -1, self.heads)
+        pooled = jnp.einsum("bth,btch->bch", attention.astype(x.dtype), parts)
+        return pooled.reshape(-1, channels)
+
+    def _from_zero(self, features: int, **kwargs) -> nn.Dense:
+        """A dense layer whose weights start at zero."""
+        zeros = nn.initializers.zeros
+        return nn.Dense(features, dtype=self.dtype, kernel_init=zeros, **kwargs)
 
 
 class ResidualTrunk(nn.Module):
