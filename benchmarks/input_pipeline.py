@@ -338,8 +338,9 @@ def _share_of_posed_step(batches: Iterator, seconds: float) -> float:
         now = time.perf_counter()
         idle += max(0.0, now - ends[-1])
         ends.append(max(now, ends[-1]) + seconds)
-        if len(ends) == _STEPS_IN_FLIGHT:
-            time.sleep(max(0.0, ends[0] - now))
+        # A sleep of nothing takes some 0.08 ms.
+        if len(ends) == _STEPS_IN_FLIGHT and ends[0] > now:
+            time.sleep(ends[0] - now)
     return idle / (ends[-1] - began)
 
 

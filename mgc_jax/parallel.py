@@ -62,7 +62,8 @@ def data_parallel(function: Callable, *, donate: bool = False, kept: Any = None)
         kept: a tree that lies on all devices, equal on all hosts: the function's third argument.
 
     Returns:
-        A function of state and batch; its batch is this host's share of the global batch.
+        A function of state and batch; its batch is this host's share of the global batch. Its
+        method `compile` takes the same, and compiles only.
     """
     more = () if kept is None else (replicate(kept),)
     mapped = jax.pmap(
@@ -72,7 +73,12 @@ def data_parallel(function: Callable, *, donate: bool = False, kept: Any = None)
         out_axes=None,
         donate_argnums=(0,) if donate else (),
     )
-    return lambda state, batch: mapped(state, _split(batch), *more)
+
+    def call(state, batch):
+        return mapped(state, _split(batch), *more)
+
+    call.compile = lambda state, batch: mapped.lower(state, _split(batch), *more).compile()
+    return call
 
 
 def replicate(tree: Any) -> Any:

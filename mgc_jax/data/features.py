@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-import scipy.fft
 import scipy.sparse
 
 from mgc_jax.data.spectrum import hann, mel_filterbank, stft
@@ -300,7 +299,7 @@ class Mel(Feature):
         window, filters = _window_and_filters(self, precision)
         windows = np.lib.stride_tricks.sliding_window_view(samples, self.n_fft)
         windows = windows[:: self.hop_length]
-        spectrum = scipy.fft.rfft(windows * window, axis=1, overwrite_x=True)
+        spectrum = _rfft(windows * window)
         power = spectrum.real**2 + spectrum.imag**2
         return (filters @ power.T).T
 
@@ -456,6 +455,19 @@ def settings_of(features: Sequence[Feature]) -> dict[str, dict[str, Any]]:
     """All settings of features, by the part of the config: what is stored with records."""
     parts = {feature.name: feature.settings for feature in features if feature.settings}
     return {"audio": dataclasses.asdict(features[0].audio)} | parts
+
+
+def _rfft(windows: np.ndarray) -> np.ndarray:
+    """Spectra of windows `[frames, n_fft]`, which may be overwritten, in their precision.
+
+    SciPy's is faster in float32. In float64 NumPy's gives the same numbers as fast: predicting,
+    which computes in float64, need not wait 0.05 s for the import of SciPy's.
+    """
+    if windows.dtype == np.float64:
+        return np.fft.rfft(windows, axis=1)
+    from scipy.fft import rfft
+
+    return rfft(windows, axis=1, overwrite_x=True)
 
 
 @functools.cache

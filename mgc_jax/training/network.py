@@ -107,14 +107,14 @@ class Network:
     @functools.cached_property
     def shapes(self) -> dict:
         """Shapes of `init`'s arrays, without computing them."""
-        return jax.eval_shape(self._init, jax.random.key(self.config.seed))
+        return jax.eval_shape(self._init, jax.eval_shape(jax.random.key, self.config.seed))
 
     @functools.cached_property
     def _init(self) -> Callable:
         """`init` of a key, compiled; traced once."""
-        inputs = [jnp.zeros((1, *feature.shape), jnp.float32) for feature in self.features]
 
         def init(key):
+            inputs = [jnp.zeros((1, *feature.shape), jnp.float32) for feature in self.features]
             # train=False: there are no replicas outside pmap.
             variables = self.module.init(key, *inputs, train=False)
             return {name: variables.get(name, {}) for name in ("params", "batch_stats")}
