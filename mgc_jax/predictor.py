@@ -363,7 +363,9 @@ class Predictor:
                 for feature in self._network.stored
                 if feature.name in names
             }
-            self._compiling[step] = _compiler.submit(step.compile, self._variables, blank)
+            self._compiling[step] = _compiler.submit(
+                lambda: step.lower(self._variables, blank).compile()
+            )
         running = collections.deque()
         while batch := list(itertools.islice(clips, self._batch_size)):
             signals.check()

@@ -276,8 +276,8 @@ import mgc_jax
 assert "jax" not in sys.modules  # importing the package costs nothing
 assert mgc_jax.load(sys.argv[1]).predict(sys.argv[2])[0].genre
 for name in ("tensorflow", "tensorflow_datasets", "matplotlib", "librosa", "gradio",
-             "scipy.signal", "scipy.fft", "optax", "mgc_jax.training.augment", "mgc_jax.results.report",
-             "mgc_jax.predict"):
+             "scipy.signal", "scipy.fft", "optax", "mgc_jax.training.augment",
+             "mgc_jax.results.report", "mgc_jax.predict"):
     assert name not in sys.modules, name
 from absl import flags
 assert not flags.FLAGS.is_parsed()

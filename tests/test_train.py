@@ -150,7 +150,7 @@ def test_first_step_compiles_once(config, dataset):
     compiled = parallel.data_parallel(step, donate=True)
     state = create_train_state(network)
     batch = dataset.splits["train"].gather(np.arange(8))
-    compiled.compile(state, batch)  # as predicting does while it decodes
+    compiled.lower(state, batch).compile()  # as predicting does while it decodes
     assert len(traces) == 1
     for _ in range(3):
         state, _ = compiled(state, batch)
