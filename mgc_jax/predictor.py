@@ -20,7 +20,6 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
@@ -41,8 +40,6 @@ from mgc_jax.training.network import TrainedRun, load_run
 from mgc_jax.training.public_weights import PUBLIC_WEIGHTS, is_public, load_public
 from mgc_jax.training.track_head import compile_rows_step, reads_tracks, track_head
 from mgc_jax.workers import Streams
-
-_compiler = ThreadPoolExecutor(1, "compile")
 
 DEMO_NOTICE = "trained on synthesised music: what it says of real music means nothing"
 
@@ -200,8 +197,6 @@ class Predictor:
         self._track_head = track_head(network, self._variables)
         devices = jax.device_count()
         self._batch_size = math.ceil(batch_size / devices) * devices
-        # Of each step that was asked for, the Future of its compilation.
-        self._compiling = {}
 
     def __repr__(self) -> str:
         network = self._network
@@ -351,27 +346,16 @@ class Predictor:
     def _run_network(
         self, step: Callable, clips: Iterator[tuple[Track, Clip]]
     ) -> Iterator[tuple[Track, Clip, np.ndarray]]:
-        """Adds each clip's row of the step; one batch runs while the next is decoded, and the step
-        is compiled while the first one is.
+        """Adds each clip's row of the step; one batch runs while the next is decoded.
 
         The last batch is filled up, so that there is one shape.
         """
         names = self._network.module.inputs
-        if step not in self._compiling:
-            blank = {
-                feature.name: np.empty((self._batch_size, *feature.shape), feature.dtype)
-                for feature in self._network.stored
-                if feature.name in names
-            }
-            self._compiling[step] = _compiler.submit(
-                lambda: step.lower(self._variables, blank).compile()
-            )
         running = collections.deque()
         while batch := list(itertools.islice(clips, self._batch_size)):
             signals.check()
             filled = batch + batch[-1:] * (self._batch_size - len(batch))
             stored = {name: np.stack([clip.features[name] for _, clip in filled]) for name in names}
-            self._compiling[step].result()
             running.append((batch, step(self._variables, stored)))
             if len(running) > 1:
                 yield from _fetch(*running.popleft())

@@ -80,9 +80,8 @@ def small(**overrides):
     return model, init(mel, waveform), (mel, waveform)
 
 
-def pooled_by_hand(variables, inputs):
+def pooled_by_hand(model, variables, inputs):
     """Logits and attention, and the positions and pooled channels from NumPy and the weights."""
-    model, _, _ = small()
     look = functools.partial(
         model.apply,
         train=False,
@@ -110,11 +109,11 @@ def pooled_by_hand(variables, inputs):
 
 def test_attention_pools_what_it_says():
     """Logits worked out by hand from both branches, what joins them, and the attention."""
-    _, variables, inputs = small()
+    model, variables, inputs = small()
     for name, key in (("back", 3), ("scores", 4)):
         kernel = variables["params"][name]["kernel"]
         variables["params"][name]["kernel"] = jax.random.normal(jax.random.key(key), kernel.shape)
-    logits, attention, x, pooled = pooled_by_hand(variables, inputs)
+    logits, attention, x, pooled = pooled_by_hand(model, variables, inputs)
     assert attention.shape == (2, 4, 2) and attention.std() > 0.1
     scores = x @ variables["params"]["scores"]["kernel"]
     scores -= scores.max(axis=1, keepdims=True)
@@ -126,8 +125,8 @@ def test_attention_pools_what_it_says():
 
 def test_training_starts_at_late_fusion():
     """At the mean and the maximum over time of each branch, by itself."""
-    _, variables, inputs = small()
-    _, attention, x, pooled = pooled_by_hand(variables, inputs)
+    model, variables, inputs = small()
+    _, attention, x, pooled = pooled_by_hand(model, variables, inputs)
     np.testing.assert_allclose(attention, 1 / 4, rtol=1e-6)
     late = np.concatenate([x.mean(axis=1), x.max(axis=1)], axis=-1)
     np.testing.assert_allclose(pooled, late, rtol=1e-5)
