@@ -166,8 +166,7 @@ class ResidualTrunk(nn.Module):
     """Residual blocks over the waveform: `[batch, samples] float32` to `[batch, positions, 256]`.
 
     A convolution of 16 samples, 8 apart, to 32 channels; four blocks, to 32, 64, 128 and 256, of
-    two
-    convolutions of 3 around a shortcut, and a max-pool of 4.
+    two convolutions of 3 around a shortcut, and a max-pool of 4.
     """
 
     dtype: jnp.dtype = jnp.float32
