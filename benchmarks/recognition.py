@@ -122,6 +122,7 @@ WAYS: dict[str, tuple[Callable, ...]] = {
     "all_noise": (source, crops, levels, cosine, average),
     "all_mixed": (mixed, crops, levels, cosine, average),
     "all_plain": (plain, crops, levels, cosine, average),
+    "source_longer": (source, longer),
     "all_mixed_longer": (mixed, crops, levels, cosine, average, longer),
     "all_plain_longer": (plain, crops, levels, cosine, average, longer),
 }
