@@ -21,9 +21,9 @@ def get_config(model: str = "baseline_a_2d") -> ConfigDict:
 
 def with_recipe(config: ConfigDict) -> ConfigDict:
     """Sets the recipe's keys of a config; returns it."""
-    # Figures are Baseline A (2D)'s and Baseline B's top-1 on styles8 above the source's recipe as it
-    # keeps its epoch, with this alone and the last epoch kept: 10 trainings, and some 0.04 to
-    # either side. Together: 0.046 and 0.028. The last epoch alone: 0.030 and 0.061.
+    # Figures are Baseline A (2D)'s and B's top-1 on styles8 above the source's recipe as it keeps
+    # its epoch, with this alone and the last epoch kept: 10 trainings each, and some 0.04 to either
+    # side. Together: 0.046 and 0.028. The last epoch alone: 0.030 and 0.061.
     config.keep = "last"
     # Random stretches of whole tracks: 0.025 and 0.039.
     config.audio.clip_seconds = 30.0
